@@ -9,6 +9,7 @@ pub mod facts;
 mod finding;
 pub mod firewall;
 mod host;
+mod http;
 mod network;
 pub mod observe;
 

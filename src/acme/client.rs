@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 /// Longest `Retry-After` that is followed.
-const MOST_RETRY_AFTER: Duration = Duration::from_hours(7 * 24);
+pub(super) const MOST_RETRY_AFTER: Duration = Duration::from_hours(7 * 24);
 
 /// What the authority answered last.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]

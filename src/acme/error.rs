@@ -22,6 +22,8 @@ pub enum AcmeErrorKind {
     Refused,
     /// Nothing is decided: the same step again.
     Transient,
+    /// This manager is not ready for it, and has asked the authority nothing.
+    NotReady,
     /// Too many requests; the order stays.
     RateLimited,
     /// The authority does not know the account.
@@ -41,6 +43,12 @@ impl AcmeError {
     #[must_use]
     pub fn refused(reason: impl Into<String>) -> Self {
         Self::new(AcmeErrorKind::Refused, reason)
+    }
+
+    /// The order is over; otherwise nothing is decided yet.
+    #[must_use]
+    pub fn ends_order(&self) -> bool {
+        !matches!(self.kind, AcmeErrorKind::Transient | AcmeErrorKind::NotReady | AcmeErrorKind::RateLimited)
     }
 
     /// What the ACME library says, with the last answer as the client has seen it.

@@ -26,6 +26,9 @@ const LOOK: Duration = Duration::from_secs(1);
 /// Longest pause between two looks that a step waits itself.
 const MOST_LOOK: Duration = Duration::from_secs(10);
 
+/// Longest time until an order that is not decided is looked at again, whatever the authority says.
+const MOST_UNDECIDED: Duration = Duration::from_hours(1);
+
 /// Carries out steps with the keys of this manager.
 pub struct AcmeExecutor {
     pub key: DataKey,
@@ -115,10 +118,17 @@ impl AcmeExecutor {
         prefer: &[AcmeChallengeKind],
         now: Timestamp,
     ) -> Result<AcmeOrder, AcmeError> {
-        if self.hook.is_none() && certificate.names.iter().any(|name| name.starts_with("*.")) {
-            return Err(AcmeError::refused(
-                "a certificate for a wildcard needs dns-01: name a program in `dns_hook` of the section [acme] of skep.toml on every manager",
-            ));
+        // Before the authority counts an order that cannot be proved.
+        if certificate.names.iter().any(|name| name.starts_with("*.")) && !prefer.contains(&AcmeChallengeKind::Dns) {
+            return Err(AcmeError::refused(match account.settings.challenge {
+                Some(only) if only != AcmeChallengeKind::Dns => format!(
+                    "a certificate for a wildcard needs dns-01, and {} alone is allowed: `skep http acme --challenge \"\"` allows any",
+                    only.as_str()
+                ),
+                _ => "a certificate for a wildcard needs dns-01: name a program in `dns_hook` of the section [acme] of skep.toml on \
+                      every manager"
+                    .to_owned(),
+            }));
         }
         let request = CertificateRequest::new(&certificate.names).map_err(|error| AcmeError::refused(error.to_string()))?;
         let key = self.key.seal(&order_payload(&certificate.id), request.key.expose(), &mut rand::rng()).map_err(here)?;
@@ -159,9 +169,12 @@ impl AcmeExecutor {
         stored: &AcmeOrder,
     ) -> Result<Advance, AcmeError> {
         let advanced = self.follow(account, certificate, stored).await;
-        if !matches!(advanced, Ok(Advance::Undecided(_)))
-            && let Some(hook) = &self.hook
-        {
+        // Not before the order is decided: the authority may look the records up at any moment until then.
+        let is_decided = match &advanced {
+            Ok(advance) => matches!(advance, Advance::Issued(_)),
+            Err(error) => error.ends_order(),
+        };
+        if is_decided && let Some(hook) = &self.hook {
             hook.remove(&stored.challenges).await;
         }
         advanced
@@ -197,7 +210,7 @@ impl AcmeExecutor {
                 }
                 OrderStatus::Invalid => return Err(AcmeError::refused(reason(&api, stored).await)),
             }
-            let wait = http.last().retry_after.unwrap_or(LOOK).max(LOOK);
+            let wait = http.last().retry_after.unwrap_or(LOOK).clamp(LOOK, MOST_UNDECIDED);
             if wait > MOST_LOOK || tokio::time::Instant::now() + wait > end {
                 return Ok(Advance::Undecided(wait));
             }

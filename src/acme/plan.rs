@@ -1,9 +1,10 @@
 //! What is to be done for the certificates now. Pure: the same state and time lead to the same steps on every leader.
 
+use super::client::MOST_RETRY_AFTER;
 use super::error::AcmeError;
 use super::names::WantedNames;
-use super::settle::ORDER_LIFE;
-use crate::model::acme::{AcmeChallengeKind, AcmeOrder};
+use super::settle::{MOST_ASK, ORDER_LIFE};
+use crate::model::acme::{AcmeChallengeKind, AcmeFailure, AcmeOrder};
 use crate::model::{AcmeAccount, AcmeCertificate, AcmeCertificateId, Meta, NodeState, Revision, Timestamp};
 use crate::store::{Action, Kind, Store};
 use std::collections::BTreeSet;
@@ -13,6 +14,9 @@ use std::time::Duration;
 const MOST_JOBS: usize = 4;
 /// How long a challenge waits for nodes that are down: the authority may ask one that comes back meanwhile.
 const DOWN_WAIT: Duration = Duration::from_secs(30);
+
+/// How far the clocks of two leaders may be apart.
+const CLOCKS: Duration = Duration::from_mins(10);
 
 /// What the planner reads besides the store.
 #[derive(Clone, Copy, Debug)]
@@ -72,7 +76,7 @@ pub fn plan(store: &Store, input: AcmeInput<'_>) -> AcmePlan {
     if account.registration.is_none() {
         match &account.failure {
             _ if input.registers || wanted.certificates.is_empty() => {}
-            Some(failure) if failure.next > input.now => plan.wake_at(failure.next),
+            Some(failure) if is_pending(failure, input.now) => plan.wake_at(failure.next),
             _ => plan.jobs.push(AcmeJob::Register),
         }
         return plan;
@@ -127,11 +131,22 @@ fn records(store: &Store, account: &AcmeAccount, wanted: &WantedNames, now: Time
     actions
 }
 
+/// Whether a time is still to come. One that is further away than it can have been when it was stored is of a clock that was ahead, and
+/// nothing waits for it.
+fn is_ahead(at: Timestamp, most: Duration, now: Timestamp) -> bool {
+    at > now && at <= now.plus(most).plus(CLOCKS)
+}
+
+/// Whether what has failed is to be left alone.
+fn is_pending(failure: &AcmeFailure, now: Timestamp) -> bool {
+    is_ahead(failure.next, failure.next.since(failure.at), now)
+}
+
 /// The next step of one certificate, or when there is one.
 fn next(store: &Store, certificate: &AcmeCertificate, input: AcmeInput<'_>, plan: &mut AcmePlan) {
     let now = input.now;
     if let Some(order) = &certificate.order {
-        if order.look_at > now {
+        if is_ahead(order.look_at, MOST_RETRY_AFTER, now) {
             return plan.wake_at(order.look_at);
         }
         if !is_applied(store, certificate, order, input.applied) {
@@ -149,9 +164,11 @@ fn next(store: &Store, certificate: &AcmeCertificate, input: AcmeInput<'_>, plan
         _ => now,
     };
     match (&certificate.failure, &certificate.issued) {
-        (Some(failure), _) if due <= now && failure.next > now => plan.wake_at(failure.next),
+        (Some(failure), _) if due <= now && is_pending(failure, now) => plan.wake_at(failure.next),
         _ if due <= now => plan.jobs.push(AcmeJob::Order(certificate.clone())),
-        (_, Some(issued)) if issued.renewal.ask_at <= now => plan.jobs.push(AcmeJob::AskRenewal(certificate.clone())),
+        (_, Some(issued)) if !is_ahead(issued.renewal.ask_at, MOST_ASK, now) => {
+            plan.jobs.push(AcmeJob::AskRenewal(certificate.clone()));
+        }
         (_, issued) => plan.wake_at(issued.as_ref().map_or(due, |issued| due.min(issued.renewal.ask_at))),
     }
 }

@@ -289,6 +289,64 @@ fn a_short_life_is_not_renewed_at_every_look_and_not_at_its_end() {
     }
 }
 
+/// The leader's clock was wrong, and is right now, or another one leads.
+#[test]
+fn nothing_waits_for_a_time_that_a_clock_ahead_has_set() {
+    let wrong = DAY * 365;
+    let mut planned = Planned::new("a.example.com");
+    planned.settled();
+    let (now, ahead) = (planned.now, planned.now.plus(wrong));
+    planned.update(|record| settle::failed(record, &AcmeError::refused("404"), ahead, &mut rng()));
+    assert!(matches!(&planned.settled().jobs[..], [AcmeJob::Order(_)]), "a failure");
+    let order = AcmeOrder { look_at: ahead, ..planned.order(AcmeChallengeKind::Dns) };
+    planned.update(|record| settle::ordered(record, order));
+    assert!(matches!(&planned.settled().jobs[..], [AcmeJob::Advance { .. }]), "an order");
+    planned.update(|record| settle::issued(record, received(now, DAY * 90), now, &mut rng()));
+    let wait = planned.settled().wake;
+    planned.update(|record| settle::renewal(record, None, ahead, &mut rng()));
+    assert!(matches!(&planned.settled().jobs[..], [AcmeJob::AskRenewal(_)]), "a question, before {wait:?}");
+    planned.account(|account| {
+        account.registration = None;
+        account.failure = Some(settle::failure(None, &AcmeError::refused("no"), ahead, &mut rng()));
+    });
+    assert_eq!(planned.settled().jobs, [AcmeJob::Register]);
+}
+
+#[test]
+fn a_certificate_is_not_ordered_again_at_once_whatever_the_clock_the_life_and_the_window_say() {
+    let mut planned = Planned::new("a.example.com");
+    planned.settled();
+    let now = planned.now.plus(DAY * 400);
+    for (behind, life) in [
+        // The clock is ahead by most of the life, by all of it, by more.
+        (DAY * 70, DAY * 90),
+        (DAY * 90, DAY * 90),
+        (DAY * 200, DAY * 90),
+        // Issued with a begin in the past.
+        (Duration::from_hours(1), Duration::from_mins(80)),
+    ] {
+        let mut one = received(now, life);
+        let begin = Timestamp(now.0 - i64::try_from(behind.as_nanos()).unwrap());
+        one.validity = Validity { not_before: begin, not_after: begin.plus(life) };
+        planned.update(|record| settle::issued(record, one, now, &mut rng()));
+        let at = planned.record("a.example.com").issued.as_ref().unwrap().renewal.at;
+        assert!(at.since(now) >= Duration::from_mins(10), "{behind:?} {life:?}: {:?}", at.since(now));
+    }
+    // A window behind the end.
+    planned.update(|record| settle::issued(record, received(now, DAY * 90), now, &mut rng()));
+    let window = (now.plus(DAY * 300), now.plus(DAY * 400));
+    planned.update(|record| settle::renewal(record, Some((window, DAY)), now, &mut rng()));
+    let at = planned.record("a.example.com").issued.as_ref().unwrap().renewal.at;
+    assert!((DAY * 30..DAY * 80).contains(&at.since(now)), "{:?}", at.since(now));
+}
+
+#[test]
+fn a_reason_is_one_line_of_a_bounded_length() {
+    let error = AcmeError::refused(format!("\x1b[2J\r\n{}", "é".repeat(100_000)));
+    let reason = settle::failure(None, &error, Timestamp(0), &mut rng()).reason;
+    assert!(reason.len() < 1100 && !reason.contains(char::is_control) && reason.contains("[2J"), "{reason}");
+}
+
 #[test]
 fn other_names_are_ordered_at_once_and_what_is_not_wanted_stays_until_it_expires() {
     let mut planned = Planned::new("*.example.com");

@@ -13,24 +13,40 @@ use std::time::Duration;
 const REFUSED: Backoff = Backoff::new(Duration::from_mins(5), Duration::from_hours(24));
 /// After a step that may succeed the next time.
 const TRANSIENT: Backoff = Backoff::new(Duration::from_secs(30), Duration::from_hours(1));
+/// While this manager waits for the key of secrets, which another one passes on within seconds.
+const NOT_READY: Backoff = Backoff::new(Duration::from_secs(2), Duration::from_mins(10));
 /// An order that is not decided after this time is given up.
 pub const ORDER_LIFE: Duration = Duration::from_hours(24);
 /// Longest time until the authority is asked for its renewal window again.
-const MOST_ASK: Duration = Duration::from_hours(6);
+pub(super) const MOST_ASK: Duration = Duration::from_hours(6);
+/// Shortest time between two certificates of a name, whatever the clock and the authority say.
+const LEAST_HELD: Duration = Duration::from_mins(10);
+/// Bytes of a reason that are kept: every node is sent it.
+const MOST_REASON: usize = 1000;
 
 /// The failure after this one.
 pub fn failure(before: Option<&AcmeFailure>, error: &AcmeError, now: Timestamp, rng: &mut impl Rng) -> AcmeFailure {
     let count = before.map_or(0, |failure| failure.count).saturating_add(1);
-    let backoff = if error.kind == AcmeErrorKind::Refused { REFUSED } else { TRANSIENT };
+    let backoff = match error.kind {
+        AcmeErrorKind::Refused => REFUSED,
+        AcmeErrorKind::NotReady => NOT_READY,
+        _ => TRANSIENT,
+    };
     let pause = backoff.jittered(count, rng).max(error.retry_after.unwrap_or_default());
-    AcmeFailure { reason: error.reason.clone(), at: now, next: now.plus(pause), count }
+    AcmeFailure { reason: shown(&error.reason), at: now, next: now.plus(pause), count }
+}
+
+/// A text of the authority, or of what it was answered, as it may be kept and written to a terminal: one line, not too long.
+fn shown(text: &str) -> String {
+    let cut = text.floor_char_boundary(MOST_REASON.min(text.len()));
+    let dots = if cut < text.len() { "…" } else { "" };
+    text[..cut].replace(char::is_control, " ") + dots
 }
 
 /// After a failed step. An order stays if nothing is decided yet.
 pub fn failed(before: &AcmeCertificate, error: &AcmeError, now: Timestamp, rng: &mut impl Rng) -> AcmeCertificate {
     let failure = failure(before.failure.as_ref(), error, now, rng);
-    let undecided = matches!(error.kind, AcmeErrorKind::Transient | AcmeErrorKind::RateLimited);
-    let keep = |order: &AcmeOrder| undecided && now.since(order.created_at) < ORDER_LIFE;
+    let keep = |order: &AcmeOrder| !error.ends_order() && now.since(order.created_at) < ORDER_LIFE;
     let order = before.order.clone().filter(keep).map(|order| AcmeOrder { look_at: failure.next, ..order });
     AcmeCertificate { order, failure: Some(failure), ..before.clone() }
 }
@@ -62,8 +78,11 @@ pub struct ReceivedCertificate {
 pub fn issued(before: &AcmeCertificate, received: ReceivedCertificate, now: Timestamp, rng: &mut impl Rng) -> AcmeCertificate {
     let ReceivedCertificate { payload, data, names, issuer, validity: Validity { not_before, not_after } } = received;
     let life = not_after.since(not_before);
-    // At two thirds of its life, and up to a thirtieth before.
-    let at = not_before.plus(life.mul_f64(2.0 / 3.0 - rng.random::<f64>() / 30.0));
+    // At two thirds of its life, and up to a thirtieth before. A clock that is ahead, or a life that has mostly passed when the
+    // certificate is issued, would make an order at once after each order.
+    let left = not_after.since(now);
+    let held = if left.is_zero() { life / 3 } else { (life / 3).min(LEAST_HELD.max(left / 2)) };
+    let at = not_before.plus(life.mul_f64(2.0 / 3.0 - rng.random::<f64>() / 30.0)).max(now.plus(held));
     let renewal = AcmeRenewal { at, window: None, ask_at: now.plus(MOST_ASK.min(life / 10)) };
     let issued = IssuedCertificate { payload, data, names, issuer, not_before, not_after, renewal };
     AcmeCertificate { issued: Some(issued), order: None, failure: None, ..before.clone() }
@@ -87,9 +106,10 @@ pub fn renewal(
         && issued.renewal.window != Some(window)
     {
         issued.renewal.window = Some(window);
-        // The window of a short life may reach to its end.
-        let end = window.1.min(issued.not_before.plus(life.mul_f64(5.0 / 6.0)));
-        issued.renewal.at = window.0.plus(end.since(window.0).mul_f64(rng.random::<f64>()));
+        // The window of a short life may reach to its end, and a wrong one may lie behind it.
+        let last = issued.not_before.plus(life.mul_f64(5.0 / 6.0));
+        let (start, end) = (window.0.min(last), window.1.min(last));
+        issued.renewal.at = start.plus(end.since(start).mul_f64(rng.random::<f64>()));
     }
     after
 }

@@ -11,7 +11,9 @@ use crate::model::acme::{AcmeChallengeKind, AcmeOrder, AcmeRegistration, AcmeSet
 use crate::model::{AcmeAccount, AcmeCertificate, AcmeCertificateId, Revision, Service, Timestamp};
 use crate::store::{Action, ProposeError, Store, StoreHandle, changed};
 use crate::trust::PayloadVault;
+use futures_util::FutureExt as _;
 use std::collections::BTreeSet;
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
@@ -64,7 +66,8 @@ impl KnownNames {
 /// What a step has led to.
 enum StepOutcome {
     Registered(AcmeSettings, Result<AcmeRegistration, AcmeError>),
-    Of(AcmeCertificateId, Box<RecordChange>),
+    /// Of a certificate, with the account that the step has read.
+    Of(AcmeCertificateId, Box<AcmeAccount>, Box<RecordChange>),
 }
 
 /// What becomes of a record, if it is still as the step has read it.
@@ -135,17 +138,12 @@ impl AcmeWorker {
                         registers = false;
                         self.registered(&settings, result).await;
                     }
-                    Ok(StepOutcome::Of(id, change)) => {
-                        self.settle(&id, *change).await;
+                    Ok(StepOutcome::Of(id, account, change)) => {
+                        self.settle(&id, &account, *change).await;
                         busy.remove(&id);
                     }
-                    // What it was doing is found out by the next plan.
-                    Err(error) => {
-                        tracing::error!(%error, "a step for a certificate has failed");
-                        (busy, registers) = (BTreeSet::new(), false);
-                        jobs.shutdown().await;
-                        tokio::time::sleep(LOOK).await;
-                    }
+                    // The loop ends, and its steps with it: none panics.
+                    Err(_) => {}
                 },
                 () = reached(&*self.config.clock, wake) => {}
             }
@@ -156,16 +154,21 @@ impl AcmeWorker {
         let Some(account) = store.acme_account().cloned() else { return };
         let key = match store.payload_keys().map(|keys| self.config.vault.data_key(keys)) {
             Some(Ok(key)) => Ok(key),
-            Some(Err(error)) => Err(AcmeError::new(AcmeErrorKind::Transient, error.to_string())),
-            None => Err(AcmeError::new(AcmeErrorKind::Transient, "the cluster has no key of secrets")),
+            Some(Err(error)) => Err(AcmeError::new(AcmeErrorKind::NotReady, error.to_string())),
+            None => Err(AcmeError::new(AcmeErrorKind::NotReady, "the cluster has no key of secrets")),
         };
         let (hook, now) = (self.config.hook.clone(), self.config.clock.now());
         let executor = key.map(|key| AcmeExecutor { key, hook });
         jobs.spawn(async move {
-            match executor {
-                Ok(executor) => carry_out(job, &account, &executor, now).await,
-                Err(error) => could_not(job, &account, error),
-            }
+            let executor = match executor {
+                Ok(executor) => executor,
+                Err(error) => return could_not(job, &account, error),
+            };
+            let step = AssertUnwindSafe(carry_out(job.clone(), &account, &executor, now)).catch_unwind();
+            // Only this certificate waits for a library that an answer was too strange for.
+            step.await.unwrap_or_else(|_| {
+                could_not(job, &account, AcmeError::new(AcmeErrorKind::Transient, "a fault in skep; its log has more"))
+            })
         });
     }
 
@@ -187,7 +190,7 @@ impl AcmeWorker {
     }
 
     /// Stores what a step has led to.
-    async fn settle(&self, id: &AcmeCertificateId, change: RecordChange) {
+    async fn settle(&self, id: &AcmeCertificateId, used: &AcmeAccount, change: RecordChange) {
         match &change {
             RecordChange::Advanced(_, Ok(Advance::Issued(received))) => {
                 let until = received.validity.not_after.to_rfc3339();
@@ -203,9 +206,13 @@ impl AcmeWorker {
         let make = |store: &Store, now: Timestamp| {
             let rng = &mut <rand::rngs::StdRng as rand::SeedableRng>::seed_from_u64(seed);
             let record = store.get::<AcmeCertificate>(id)?;
+            let account = store.acme_account()?;
+            let is_same = account.settings == used.settings && url(account) == url(used);
             let is_this = |order: &AcmeOrder| record.order.as_ref().is_some_and(|stored| stored.url == order.url);
             let next = match &change {
                 RecordChange::Ordered(_) if record.order.is_some() => return None,
+                // The user, or another step, has set right what it failed by.
+                RecordChange::Ordered(Err(_)) if !is_same => return None,
                 RecordChange::Ordered(Ok(order)) => settle::ordered(record, order.clone()),
                 RecordChange::Advanced(order, _) if !is_this(order) => return None,
                 RecordChange::Advanced(_, Ok(Advance::Issued(received))) => settle::issued(record, received.clone(), now, rng),
@@ -217,8 +224,8 @@ impl AcmeWorker {
             };
             let gone = matches!(&change,
                 RecordChange::Ordered(Err(error)) | RecordChange::Advanced(_, Err(error)) if error.kind == AcmeErrorKind::AccountGone);
-            let account = store.acme_account().filter(|_| gone).cloned();
-            let forgotten = account.map(|account| Action::update(AcmeAccount { registration: None, ..account }));
+            // The account of a step that has begun before another one was registered is of no interest any more.
+            let forgotten = (gone && is_same).then(|| Action::update(AcmeAccount { registration: None, ..account.clone() }));
             Some([Action::update(next)].into_iter().chain(forgotten).collect())
         };
         self.store(make).await;
@@ -239,6 +246,11 @@ impl AcmeWorker {
     }
 }
 
+/// Where the account is at the authority.
+fn url(account: &AcmeAccount) -> Option<&str> {
+    account.registration.as_ref().map(|registration| registration.url.as_str())
+}
+
 /// Kinds of challenges, best first: with each failure in a row the other one of those that nodes answer. All names beside a
 /// wildcard are proved as it is.
 fn preferred(settings: &AcmeSettings, certificate: &AcmeCertificate, has_hook: bool) -> Vec<AcmeChallengeKind> {
@@ -252,16 +264,17 @@ fn preferred(settings: &AcmeSettings, certificate: &AcmeCertificate, has_hook: b
 }
 
 async fn carry_out(job: AcmeJob, account: &AcmeAccount, executor: &AcmeExecutor, now: Timestamp) -> StepOutcome {
+    let of = |id, change| StepOutcome::Of(id, Box::new(account.clone()), Box::new(change));
     match job {
         AcmeJob::Register => StepOutcome::Registered(account.settings.clone(), executor.register(&account.settings).await),
         AcmeJob::Order(certificate) => {
             let prefer = preferred(&account.settings, &certificate, executor.hook.is_some());
             let ordered = executor.order(account, &certificate, &prefer, now).await;
-            StepOutcome::Of(certificate.id, Box::new(RecordChange::Ordered(ordered)))
+            of(certificate.id, RecordChange::Ordered(ordered))
         }
         AcmeJob::Advance { certificate, without } => {
             let AcmeCertificate { id, order: Some(order), .. } = certificate else {
-                return StepOutcome::Of(certificate.id, Box::new(RecordChange::Renewal(None)));
+                return of(certificate.id, RecordChange::Renewal(None));
             };
             if !without.is_empty() {
                 tracing::warn!(%id, nodes = without.join(","), "a challenge is answered without nodes that are down");
@@ -273,7 +286,7 @@ async fn carry_out(job: AcmeJob, account: &AcmeAccount, executor: &AcmeExecutor,
                 }
                 other => other,
             };
-            StepOutcome::Of(id, Box::new(RecordChange::Advanced(order, advanced)))
+            of(id, RecordChange::Advanced(order, advanced))
         }
         AcmeJob::AskRenewal(certificate) => {
             let answer = match &certificate.issued {
@@ -284,20 +297,21 @@ async fn carry_out(job: AcmeJob, account: &AcmeAccount, executor: &AcmeExecutor,
                 tracing::debug!(id = %certificate.id, %error, "the authority does not say when to renew");
                 None
             });
-            StepOutcome::Of(certificate.id, Box::new(RecordChange::Renewal(answer)))
+            of(certificate.id, RecordChange::Renewal(answer))
         }
     }
 }
 
 fn could_not(job: AcmeJob, account: &AcmeAccount, error: AcmeError) -> StepOutcome {
+    let of = |id, change| StepOutcome::Of(id, Box::new(account.clone()), Box::new(change));
     match job {
         AcmeJob::Register => StepOutcome::Registered(account.settings.clone(), Err(error)),
-        AcmeJob::Order(certificate) => StepOutcome::Of(certificate.id, Box::new(RecordChange::Ordered(Err(error)))),
+        AcmeJob::Order(certificate) => of(certificate.id, RecordChange::Ordered(Err(error))),
         AcmeJob::Advance { certificate: AcmeCertificate { id, order: Some(order), .. }, .. } => {
-            StepOutcome::Of(id, Box::new(RecordChange::Advanced(order, Err(error))))
+            of(id, RecordChange::Advanced(order, Err(error)))
         }
         AcmeJob::Advance { certificate, .. } | AcmeJob::AskRenewal(certificate) => {
-            StepOutcome::Of(certificate.id, Box::new(RecordChange::Renewal(None)))
+            of(certificate.id, RecordChange::Renewal(None))
         }
     }
 }

@@ -15,6 +15,9 @@ use std::net::SocketAddr;
 ///
 ///   ssh -L 2380:127.0.0.1:2380 NODE
 ///
+/// For others, on every node, without this command: a route of its own with TLS and a password, by labels of a service (it needs no task):
+/// skep.http=skep.example.com, skep.http.dashboard=true, skep.http.auth=ann:HASH (of `htpasswd -nB ann`).
+///
 /// Examples:
 ///   skep dashboard                           on 127.0.0.1:2380
 ///   skep dashboard --listen 127.0.0.1:9000   on another port

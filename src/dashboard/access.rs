@@ -12,6 +12,33 @@ use std::fmt::Write as _;
 /// Header that the page sends the token in. Another site cannot: a browser would ask here first whether it may.
 const TOKEN: &str = "skep-dashboard-token";
 
+/// By what a page is guarded.
+#[derive(Clone, Debug)]
+pub(super) enum PageAccess {
+    /// By its token, on loopback.
+    Token(PageToken),
+    /// By the password of its HTTP route: the process that has asked for it is the only one that can connect.
+    Route,
+}
+
+impl PageAccess {
+    /// Decides on a request, for a file of the page or for data. Pure.
+    pub fn admit(&self, is_file: bool, headers: &HeaderMap) -> PageAdmission {
+        match self {
+            Self::Token(token) => token.admit(is_file, headers),
+            Self::Route if is_of_another_site(headers) => PageAdmission::Refused(403, OTHER_SITE),
+            Self::Route => PageAdmission::Granted,
+        }
+    }
+}
+
+const OTHER_SITE: &str = "another site may not ask for this page\n";
+
+/// `none`: the user's own doing, as a bookmark.
+fn is_of_another_site(headers: &HeaderMap) -> bool {
+    headers.get("sec-fetch-site").is_some_and(|site| site != "same-origin" && site != "none")
+}
+
 /// What the page's address ends with.
 #[derive(Clone, Debug)]
 pub struct PageToken {
@@ -53,9 +80,8 @@ impl PageToken {
         if !header("host").is_some_and(is_loopback) || headers.get_all("host").iter().count() != 1 {
             return PageAdmission::Refused(421, "open this page by localhost, 127.0.0.1 or [::1]\n");
         }
-        // `none`: the user's own doing, as a bookmark.
-        if header("sec-fetch-site").is_some_and(|site| site != "same-origin" && site != "none") {
-            return PageAdmission::Refused(403, "another site may not ask for this page\n");
+        if is_of_another_site(headers) {
+            return PageAdmission::Refused(403, OTHER_SITE);
         }
         if is_file || header(TOKEN).is_some_and(|token| self.is_it(token)) {
             PageAdmission::Granted

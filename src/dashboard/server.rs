@@ -1,6 +1,6 @@
 //! Serves the page: its files, which are in the program, and what it shows as JSON.
 
-use super::access::{PageAdmission, PageToken};
+use super::access::{PageAccess, PageAdmission, PageToken};
 use super::overview::{ClusterAnswers, overview};
 use super::shown::DashboardOverview;
 use crate::clock::{Clock as _, SystemClock};
@@ -63,7 +63,7 @@ pub struct DaemonSockets {
 
 struct Dashboard {
     sockets: DaemonSockets,
-    token: PageToken,
+    access: PageAccess,
     kept: Mutex<Option<(Instant, Bytes)>>,
 }
 
@@ -71,8 +71,7 @@ type Shared = State<Arc<Dashboard>>;
 
 /// Serves connections until the future is dropped.
 pub async fn serve(listener: TcpListener, sockets: DaemonSockets, token: PageToken) {
-    let dashboard = Arc::new(Dashboard { sockets, token, kept: Mutex::default() });
-    let (router, room) = (router(dashboard), Arc::new(Semaphore::new(MOST_CONNECTIONS)));
+    let (router, room) = (page(sockets, PageAccess::Token(token)), Arc::new(Semaphore::new(MOST_CONNECTIONS)));
     loop {
         let Ok(place) = room.clone().acquire_owned().await else { return };
         match listener.accept().await {
@@ -87,6 +86,15 @@ pub async fn serve(listener: TcpListener, sockets: DaemonSockets, token: PageTok
             Err(_) => tokio::time::sleep(Duration::from_millis(100)).await,
         }
     }
+}
+
+/// The page for a route of the HTTP ingress, which has asked for a password.
+pub fn behind_route(sockets: DaemonSockets) -> Router {
+    page(sockets, PageAccess::Route)
+}
+
+fn page(sockets: DaemonSockets, access: PageAccess) -> Router {
+    router(Arc::new(Dashboard { sockets, access, kept: Mutex::default() }))
 }
 
 async fn connection(stream: TcpStream, router: Router) {
@@ -109,7 +117,7 @@ fn router(dashboard: Arc<Dashboard>) -> Router {
 /// Refuses what may not see the page, and adds the headers to every answer.
 async fn admitted(State(dashboard): Shared, request: Request, next: Next) -> Response {
     let is_file = FILES.iter().any(|(path, ..)| *path == request.uri().path());
-    let mut response = match dashboard.token.admit(is_file, request.headers()) {
+    let mut response = match dashboard.access.admit(is_file, request.headers()) {
         PageAdmission::Granted => next.run(request).await,
         PageAdmission::Refused(status, why) => {
             (StatusCode::from_u16(status).unwrap_or(StatusCode::FORBIDDEN), why).into_response()

@@ -1,6 +1,7 @@
 //! What the checks look at: plain data, so that a test can change one fact and see which line it causes.
 
 use super::firewall::Passage;
+use crate::model::Timestamp;
 use crate::status::Status;
 use ipnet::Ipv4Net;
 use std::collections::BTreeMap;
@@ -18,6 +19,8 @@ pub struct Facts {
     pub has_membership: bool,
     /// What the daemon reports; why it does not answer.
     pub daemon: Result<Status, String>,
+    /// The clock of the host.
+    pub now: Timestamp,
     /// The nodes as the API of this manager lists them. Empty on workers and without a daemon.
     pub nodes: Vec<NodeFacts>,
 }

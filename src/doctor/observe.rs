@@ -7,6 +7,7 @@ mod network;
 
 use self::bounds::{apart, bounded};
 use super::facts::{DockerFacts, Facts, HostFacts, Ipv6, NodeFacts};
+use crate::clock::{Clock as _, SystemClock};
 use crate::http::UnixClient;
 use crate::settings::Settings;
 use crate::status::Status;
@@ -40,6 +41,7 @@ pub async fn facts(settings: Settings, refused: Option<String>) -> Facts {
         network,
         has_membership,
         daemon,
+        now: SystemClock.now(),
         nodes: nodes.unwrap_or_default(),
     }
 }

@@ -5,10 +5,21 @@ use super::firewall::Passage;
 use super::{Level, examine};
 use crate::datapath::ebpf::Occupancy;
 use crate::ingress::ebpf::RefusalCount;
+use crate::ingress::http::{HttpListenerStatus, HttpRouteStatus};
 use crate::model::{Role, Timestamp};
 use crate::status::{CertificateSummary, NodeSummary, Status};
 use std::collections::BTreeMap;
 use std::time::Duration;
+
+const NOW: Timestamp = Timestamp(1_790_000_000_000_000_000);
+
+/// Adds a route that is served with a certificate of so many hours.
+fn route(facts: &mut Facts, certificate: &str, hours: i64) {
+    let end = Timestamp(NOW.0 + hours * 3_600_000_000_000);
+    let (host, certificate) = ("shop.test".to_owned(), certificate.to_owned());
+    let route = HttpRouteStatus { host, certificate, certificate_end: Some(end), ..HttpRouteStatus::default() };
+    status(facts).http.routes.push(route);
+}
 
 /// A manager of a swarm of three, none of which has a fault.
 fn healthy() -> Facts {
@@ -86,6 +97,7 @@ fn healthy() -> Facts {
             nodes: vec![node("a", true), node("b", false), node("c", false)],
             ..Status::default()
         }),
+        now: NOW,
         nodes: vec![listed("a", "1"), listed("b", "2"), listed("c", "3")],
     }
 }
@@ -149,6 +161,14 @@ const FAULTS: &[Fault] = &[
      "tables", Warning, "TCP_FLOWS is nearly full", "max_tcp_flows"),
     (|f| status(f).ebpf.rising.push(RefusalCount { left: false, reason: "unknown_flow".to_owned(), hook: "from_mesh".to_owned(), service: String::new(), count: 7 }),
      "drops", Warning, "7 packets", "skep drops"),
+    (|f| route(f, "secret", 5 * 24), "certificates", Warning, "shop.test ends in 5 days", "docker secret create"),
+    (|f| route(f, "secret", -1), "certificates", Error, "shop.test has ended at 2026-09-21", "docker secret create"),
+    (|f| route(f, "R3", 7), "certificates", Warning, "shop.test ends in 7 hours", "skep http acme"),
+    (|f| { route(f, "R3", 20 * 24); status(f).http.certificate_failures.insert("shop.test".to_owned(), 3); }, "certificates", Warning, "ends in 20 days", "skep http acme"),
+    (|f| { route(f, "R3", 60 * 24); status(f).http.problems.push("certificate of shop.test: no (caa); next try at T".to_owned()); },
+     "certificates", Warning, "no (caa); next try at T", "--retry"),
+    (|f| { route(f, "R3", 60 * 24); status(f).http.listeners.push(HttpListenerStatus { address: "0.0.0.0:80".to_owned(), tls: false, error: Some("in use".to_owned()) }); },
+     "http", Error, "cannot listen on 0.0.0.0:80: in use", "ss -lntp"),
     (|f| f.nodes[1].reachability = "unreachable".to_owned(), "managers", Warning, "b away: the loss of one more of 3", "demote b"),
     (|f| f.nodes.iter_mut().skip(1).for_each(|n| n.reachability = "unreachable".to_owned()), "managers", Error, "1 of 3 managers are reachable, 2", "start b, c"),
     (|f| f.nodes.truncate(2), "managers", Warning, "2 managers stand the loss of 0, as 1 do", "odd number"),
@@ -170,6 +190,17 @@ fn every_fault_is_named_with_what_to_do_and_no_other_line_changes() {
             assert!(finding.found.contains(found) && finding.help.contains(help), "fault {number}: {finding:?}");
         }
     }
+}
+
+#[test]
+fn certificates_that_are_renewed_in_time_are_a_good_line() {
+    let mut facts = healthy();
+    route(&mut facts, "R3", 5 * 24);
+    route(&mut facts, "secret", 40 * 24);
+    let lines = examine(&facts);
+    assert!(lines.iter().all(|finding| finding.level == Level::Ok), "{lines:?}");
+    let line = lines.iter().find(|finding| finding.check == "certificates").unwrap();
+    assert!(line.found.contains("1 hosts with a certificate") && line.found.contains("shop.test's, in 5 days"), "{line:?}");
 }
 
 /// A worker cannot list the nodes, and never had to reach the other workers.

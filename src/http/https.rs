@@ -8,6 +8,8 @@ use hyper_util::rt::TokioIo;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{ClientConfig, RootCertStore};
+use std::io;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpStream;
@@ -72,7 +74,8 @@ impl HttpsClient {
         anyhow::ensure!(head.uri.scheme_str() == Some("https"), "{} does not begin with https://", head.uri);
         let authority = head.uri.authority().context("the URL names no host")?.clone();
         let host = authority.host().trim_start_matches('[').trim_end_matches(']').to_owned();
-        let stream = TcpStream::connect((host.as_str(), authority.port_u16().unwrap_or(443))).await.context("cannot connect")?;
+        let addresses = tokio::net::lookup_host((host.as_str(), authority.port_u16().unwrap_or(443))).await;
+        let stream = connect(addresses.context("cannot connect")?.collect(), self.limit).await.context("cannot connect")?;
         let name = ServerName::try_from(host)?;
         let stream = TlsConnector::from(self.tls.clone()).connect(name, stream).await.context("no TLS connection")?;
         let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
@@ -89,5 +92,40 @@ impl HttpsClient {
         let answered = answered.await;
         connection.abort();
         answered
+    }
+}
+
+/// Connects to the first of a host's addresses that takes the connection. Each has its share of half of the time: one that swallows
+/// packets, as IPv6 without a way out, leaves enough for the next.
+async fn connect(addresses: Vec<SocketAddr>, limit: Duration) -> io::Result<TcpStream> {
+    let each = limit / 2 / u32::try_from(addresses.len().max(1)).unwrap_or(u32::MAX);
+    let mut failed = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
+    for address in addresses {
+        match tokio::time::timeout(each, TcpStream::connect(address)).await {
+            Ok(Ok(stream)) => return Ok(stream),
+            Ok(Err(error)) => failed = error,
+            Err(_) => failed = io::Error::new(io::ErrorKind::TimedOut, format!("{address} does not answer")),
+        }
+    }
+    Err(failed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn an_address_that_swallows_packets_leaves_time_for_the_next() {
+        let full = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        // The kernel drops what comes to a full queue.
+        socket2::SockRef::from(&full).listen(0).unwrap();
+        let silent = full.local_addr().unwrap();
+        let mut held = Vec::new();
+        while let Ok(stream) = std::net::TcpStream::connect_timeout(&silent, Duration::from_millis(200)) {
+            held.push(stream);
+        }
+        let listens = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let stream = connect(vec![silent, listens.local_addr().unwrap()], Duration::from_secs(2)).await.unwrap();
+        assert_eq!(stream.peer_addr().unwrap(), listens.local_addr().unwrap());
     }
 }

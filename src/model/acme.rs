@@ -7,6 +7,7 @@ use super::meta::Meta;
 use super::payload::SealedData;
 use super::time::Timestamp;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 
 /// The switch and the account. The store has one at most.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -193,6 +194,9 @@ pub struct AcmePart {
     /// Which certificates there are not, and why, for users.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub problems: Vec<String>,
+    /// The same for programs: failures in a row by name of the first host.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub failures: BTreeMap<String, u32>,
 }
 
 /// A certificate and its content's name among the payloads of a view.

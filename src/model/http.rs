@@ -16,5 +16,5 @@ mod traefik_rule;
 mod values;
 
 pub use labels::{HTTP, HttpLabels};
-pub use route::{BasicUser, HttpCheck, HttpEntry, HttpMirror, HttpRedirect, HttpRoute, HttpScheme};
+pub use route::{BasicUser, HttpCheck, HttpEntry, HttpMirror, HttpRate, HttpRedirect, HttpRoute, HttpScheme};
 pub use service::{HttpBackend, HttpService};

@@ -14,10 +14,12 @@ use super::supervisor::Blockers;
 use crate::api::{Api, ApiTls, PlacementRules, serve_tls};
 use crate::backoff::Backoff;
 use crate::clock::SystemClock;
+use crate::dashboard::{DaemonSockets, behind_route};
 use crate::datapath::Sockets as _;
 use crate::datapath::sockets::HereSockets;
 use crate::durable::ignore_missing;
-use crate::http;
+use crate::http::{self, UnixClient};
+use crate::ingress::http::dashboard_socket;
 use crate::overlay::MtuChannels;
 use crate::overlay::driver::attachments::Attachments;
 use crate::overlay::driver::{self, Driver};
@@ -133,6 +135,10 @@ fn serve(daemon: &Arc<Daemon>, servers: &TaskTracker, shutdown: &CancellationTok
     let settings = &daemon.env.settings;
     let admin = http::bind_unix(&settings.admin_socket())?;
     servers.spawn(http::serve_unix(admin, crate::admin::router(daemon.clone()), shutdown.clone()));
+    let page = http::bind_unix(&dashboard_socket(&settings.run_dir))?;
+    let sockets =
+        DaemonSockets { admin: UnixClient::new(settings.admin_socket()), docker: UnixClient::new(settings.docker_socket()) };
+    servers.spawn(http::serve_unix(page, behind_route(sockets), shutdown.clone()));
     let control = Arc::new(DaemonControl(daemon.clone()));
     let api = Api::new(control, settings.engine_socket()?, daemon.env.clock.clone());
     let socket = inherited_socket::listen(DOCKER_SOCKET, &settings.docker_socket())?;

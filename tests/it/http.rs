@@ -12,6 +12,7 @@ mod smuggling;
 mod takeover;
 mod task;
 mod tls;
+mod upgrades;
 
 use serde_json::{Value, json};
 use skep::http::UnixClient;

@@ -38,7 +38,7 @@ pub fn add(status: &Status, out: &mut Exposition) {
     );
     let mut ends = MetricFamily::gauge(
         "skep_http_certificate_expiry_timestamp_seconds",
-        "End of the life of the certificate that an HTTP route is served with, if it is a secret's.",
+        "End of the life of the certificate that an HTTP route is served with: a secret's, or one by ACME.",
         LABELS,
     );
     for route in &http.routes {
@@ -57,6 +57,13 @@ pub fn add(status: &Status, out: &mut Exposition) {
         in_flight.add(labels, route.in_flight);
         durations.add(labels, &route.counts.durations, route.counts.micros);
     }
+    let failures = MetricFamily::gauge(
+        "skep_acme_failures",
+        "Attempts in a row to get a certificate by ACME that have failed, by its first name.",
+        ["certificate"],
+    );
+    let failing = http.certificate_failures.iter();
+    out.add(&failing.fold(failures, |family, (name, count)| family.sample([name], u64::from(*count))));
     out.add(&requests);
     out.add(&retries);
     out.add(&ready);

@@ -68,6 +68,8 @@ pub async fn change(request: &ApiRequest) -> Result<Response> {
     }
     apply(&mut settings, &change).map_err(ApiError::bad)?;
     let mut actions: Vec<Action> = first.into_iter().collect();
+    // What has failed with other settings is tried with these.
+    let retries = change.retry || before.is_some_and(|account| account.settings != settings);
     if let Some(account) = before {
         let mut next = AcmeAccount { settings, ..account.clone() };
         if is_another_account(&account.settings, &next.settings) {
@@ -80,7 +82,7 @@ pub async fn change(request: &ApiRequest) -> Result<Response> {
         let id = id.ok_or_else(|| ApiError::unavailable(super::request::NOT_YET))?;
         actions.push(Action::create(AcmeAccount { id, meta: Meta::default(), settings, registration: None, failure: None }));
     }
-    if change.retry {
+    if retries {
         actions
             .extend(store.all::<AcmeCertificate>().filter(|record| record.failure.is_some()).map(|record| retried(record, now)));
     }

@@ -176,16 +176,27 @@ pub async fn create<T: StoredPayload>(request: &ApiRequest) -> Result<Response> 
     json(StatusCode::CREATED, &json!({ "ID": object.id().to_string() }))
 }
 
-/// The cluster's key; if there is none yet, also what stores the first one.
+/// The cluster's key, and what is to be written with what it seals: the first key, or a known one for managers that have none. The leader
+/// passes it on too, and cannot if it is one of those.
 pub(super) fn data_key(vault: &PayloadVault, store: &Store) -> Result<(DataKey, Option<Action>)> {
+    let rng = &mut rand::rng();
     let found = match (store.payload_keys(), store.cluster()) {
-        (Some(keys), _) => vault.data_key(keys).map(|key| (key, None)),
-        (None, Some(cluster)) => {
-            vault.first_key(cluster.id.clone(), &mut rand::rng()).map(|(key, keys)| (key, Some(Action::create(keys))))
-        }
+        (Some(keys), _) => vault.data_key(keys).map(|key| (key, keys.clone())),
+        (None, Some(cluster)) => vault.first_key(cluster.id.clone(), rng),
         (None, None) => return Err(ApiError::unavailable(super::request::NOT_YET)),
     };
-    found.map_err(|error| sealing_failed(&error))
+    let (key, mut keys) = found.map_err(|error| sealing_failed(&error))?;
+    for node in store.nodes().filter(|node| node.manager.is_some()) {
+        if !keys.managers.contains_key(&node.id) {
+            let sealed = key.sealed_to(node.mesh.key, rng).map_err(|error| sealing_failed(&error))?;
+            keys.managers.insert(node.id.clone(), sealed);
+        }
+    }
+    let write = match store.payload_keys() {
+        None => Some(Action::create(keys)),
+        Some(before) => (*before != keys).then(|| Action::update(keys)),
+    };
+    Ok((key, write))
 }
 
 fn creation_error<T: StoredPayload>(error: ProposeError) -> ApiError {

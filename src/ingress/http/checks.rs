@@ -29,34 +29,45 @@ fn wanted(routes: &Routes) -> BTreeMap<CheckKey, (Arc<ServedRoute>, usize)> {
     all
 }
 
+/// When a check is due. One that runs has the other copy of `running`.
+struct DueCheck {
+    at: Instant,
+    running: Arc<()>,
+}
+
 /// Keeps those that are wanted, with when they are due; a new one is due now.
-fn follow(due: &mut BTreeMap<CheckKey, Instant>, wanted: &BTreeMap<CheckKey, (Arc<ServedRoute>, usize)>, now: Instant) {
+fn follow(due: &mut BTreeMap<CheckKey, DueCheck>, wanted: &BTreeMap<CheckKey, (Arc<ServedRoute>, usize)>, now: Instant) {
     due.retain(|key, _| wanted.contains_key(key));
     for key in wanted.keys() {
-        due.entry(key.clone()).or_insert(now);
+        due.entry(key.clone()).or_insert_with(|| DueCheck { at: now, running: Arc::new(()) });
     }
 }
 
 /// Checks tasks for ever; `changed` says that the table has.
 pub(super) async fn run(state: Arc<IngressState>, changed: Arc<Notify>) {
     let connector = Arc::new(Connector::new(None));
-    let mut due: BTreeMap<CheckKey, Instant> = BTreeMap::new();
+    let mut due: BTreeMap<CheckKey, DueCheck> = BTreeMap::new();
     loop {
         let (now, wanted) = (Instant::now(), wanted(&state.routes.load()));
         follow(&mut due, &wanted, now);
-        for (key, at) in due.iter_mut().filter(|(_, at)| **at <= now) {
+        for (key, one) in due.iter_mut().filter(|(_, one)| one.at <= now) {
             let Some((route, backend)) = wanted.get(key).cloned() else { continue };
             let Some(check) = route.route.check.clone() else { continue };
-            *at = now + Duration::from_millis(check.interval_ms);
-            let (state, connector) = (state.clone(), connector.clone());
+            one.at = now + Duration::from_millis(check.interval_ms);
+            // A task that hangs would have more of them with each interval.
+            if Arc::strong_count(&one.running) > 1 {
+                continue;
+            }
+            let (state, connector, running) = (state.clone(), connector.clone(), one.running.clone());
             tokio::spawn(async move {
+                let _running = running;
                 let limit = Duration::from_millis(check.timeout_ms);
                 let asked = tokio::time::timeout(limit, ask(&state, &connector, &route, backend, &check)).await;
                 let passed = matches!(asked, Ok(Ok(200..=399)));
                 route.health.record_check(&route.backends[backend].task_id, passed);
             });
         }
-        let next = due.values().min().copied();
+        let next = due.values().map(|one| one.at).min();
         let wait = async {
             match next {
                 Some(next) => tokio::time::sleep_until(next).await,
@@ -78,7 +89,7 @@ async fn ask(state: &IngressState, connector: &Connector, route: &ServedRoute, b
     let host = if host.is_empty() { "localhost" } else { host };
     let address = IpAddr::V4(backend.address);
     let own = (IpAddr::V4(Ipv4Addr::LOCALHOST), 0).into();
-    let peer = upstream::peer(&state.connector, route, backend, host, Some((own, (address, route.route.port).into())));
+    let peer = upstream::peer(&state.connector, route, backend, host, Some((own, (address, route.route.port).into())), false);
     let (mut session, _) = connector.get_http_session(&peer).await?;
     let mut request = RequestHeader::build("GET", check.path.as_bytes(), Some(3))?;
     request.insert_header("host", host)?;

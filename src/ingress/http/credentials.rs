@@ -1,20 +1,23 @@
 //! Passwords of HTTP basic authentication, checked against their hashes.
 
+use super::held::HeldByClient;
 use crate::model::http::BasicUser;
 use crate::sync::lock;
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use sha2::{Digest as _, Sha256};
 use std::collections::HashSet;
-use std::sync::Mutex;
+use std::net::IpAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use tokio::sync::Semaphore;
 
 /// Passwords that were right, and are not hashed again: a hash takes milliseconds by design.
 const MOST_KNOWN: usize = 4096;
 /// Hashes at a time; further clients wait.
 const AT_A_TIME: usize = 2;
-/// Clients that wait.
+/// Clients that wait, and requests of one of them: no client keeps the others from their pages by guessing.
 const MOST_WAITING: usize = 32;
+const MOST_OF_CLIENT: u32 = 4;
 
 /// What was found out about a password.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -40,17 +43,18 @@ pub(super) struct Credentials {
     right: Mutex<HashSet<[u8; 32]>>,
     room: Semaphore,
     waiting: AtomicUsize,
+    by_client: Arc<HeldByClient>,
 }
 
 impl Default for Credentials {
     fn default() -> Self {
-        Self { right: Mutex::default(), room: Semaphore::new(AT_A_TIME), waiting: AtomicUsize::new(0) }
+        Self { right: Mutex::default(), room: Semaphore::new(AT_A_TIME), waiting: AtomicUsize::new(0), by_client: Arc::default() }
     }
 }
 
 impl Credentials {
     /// Whether the value of an `Authorization` header is that of one of the users.
-    pub async fn check(&self, authorization: Option<&[u8]>, users: &[BasicUser]) -> CredentialCheck {
+    pub async fn check(&self, authorization: Option<&[u8]>, users: &[BasicUser], client: Option<IpAddr>) -> CredentialCheck {
         let Some((name, password)) = authorization.and_then(parse) else { return CredentialCheck::Wrong };
         let known = users.iter().find(|user| user.name == name);
         // An unknown name takes as long as a known one: a password is checked, for nothing.
@@ -68,6 +72,10 @@ impl Credentials {
             .into();
         if is_known && lock(&self.right).contains(&digest) {
             return CredentialCheck::Right;
+        }
+        let held = client.map(|client| self.by_client.hold(client, MOST_OF_CLIENT));
+        if matches!(held, Some(None)) {
+            return CredentialCheck::Busy;
         }
         let waiting = WaitingClient(&self.waiting);
         if self.waiting.fetch_add(1, Ordering::Relaxed) >= MOST_WAITING {
@@ -128,11 +136,11 @@ mod tests {
         ] {
             for _ in 0..2 {
                 let expected = if right { CredentialCheck::Right } else { CredentialCheck::Wrong };
-                assert_eq!(credentials.check(value.as_deref(), &users).await, expected, "{value:?}");
+                assert_eq!(credentials.check(value.as_deref(), &users, None).await, expected, "{value:?}");
             }
         }
         let other = [BasicUser { name: "ann".to_owned(), hash: bcrypt::hash("changed", 4).unwrap() }];
-        let check = credentials.check(Some(&basic("ann:pass:word")), &other).await;
+        let check = credentials.check(Some(&basic("ann:pass:word")), &other, None).await;
         assert_eq!(check, CredentialCheck::Wrong, "the hash has changed");
     }
 
@@ -145,7 +153,7 @@ mod tests {
             for (name, shortest) in ["ann", "bob"].iter().zip(&mut shortest) {
                 let value = format!("Basic {}", STANDARD.encode(format!("{name}:wrong{round}"))).into_bytes();
                 let began = std::time::Instant::now();
-                assert_eq!(credentials.check(Some(&value), &users).await, CredentialCheck::Wrong);
+                assert_eq!(credentials.check(Some(&value), &users, None).await, CredentialCheck::Wrong);
                 *shortest = (*shortest).min(began.elapsed());
             }
         }
@@ -159,9 +167,20 @@ mod tests {
         let credentials = Credentials::default();
         let basic = |text: String| format!("Basic {}", STANDARD.encode(text)).into_bytes();
         let values: Vec<_> = (0..MOST_WAITING + 20).map(|n| basic(format!("ann:wrong{n}"))).collect();
-        let checks = values.iter().map(|value| credentials.check(Some(value), &users));
+        let client = |last: u8| Some(IpAddr::from([192, 0, 2, last]));
+        let of_one = values.iter().map(|value| credentials.check(Some(value), &users, client(1)));
+        let value = basic("ann:right".to_owned());
+        let of_another = credentials.check(Some(&value), &users, client(2));
+        let (of_one, of_another) = tokio::join!(futures_util::future::join_all(of_one), of_another);
+        assert!(of_one.contains(&CredentialCheck::Busy));
+        assert_eq!(of_another, CredentialCheck::Right, "others have their turn");
+        let checks = values.iter().map(|value| credentials.check(Some(value), &users, None));
         let found = futures_util::future::join_all(checks).await;
         assert!(found.contains(&CredentialCheck::Busy) && found.contains(&CredentialCheck::Wrong));
-        assert_eq!(credentials.check(Some(&basic("ann:right".to_owned())), &users).await, CredentialCheck::Right, "afterwards");
+        assert_eq!(
+            credentials.check(Some(&basic("ann:right".to_owned())), &users, None).await,
+            CredentialCheck::Right,
+            "afterwards"
+        );
     }
 }

@@ -40,8 +40,9 @@ pub async fn run(
             let made = table(view, &me, &options);
             follower.log_problems(&made.problems);
             match follower.follow(&made).await {
-                Ok(status) => {
+                Ok(mut status) => {
                     failures = 0;
+                    status.certificate_failures.clone_from(&view.cluster.acme.failures);
                     replace_if_changed(&channels.status, status);
                     replace_if_changed(&channels.applied, view.revision);
                 }

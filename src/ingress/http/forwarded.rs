@@ -5,7 +5,7 @@ use axum::http::HeaderName;
 use pingora::Result;
 use pingora::http::RequestHeader;
 use std::fmt::Write as _;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 /// Headers that a client cannot set. Many frameworks read `X_Real_Ip` as they read `X-Real-Ip`.
 const OWN: [&str; 9] = [
@@ -20,6 +20,20 @@ const OWN: [&str; 9] = [
     "x-request-id",
 ];
 
+/// What frameworks believe of a proxy too. A client that is none cannot set them, nor what begins with `x-forwarded-`. (`Proxy` becomes
+/// the variable `HTTP_PROXY` of CGI programs.)
+const BELIEVED: [&str; 9] = [
+    "cf-connecting-ip",
+    "client-ip",
+    "front-end-https",
+    "proxy",
+    "true-client-ip",
+    "x-client-ip",
+    "x-cluster-client-ip",
+    "x-original-forwarded-for",
+    "x-url-scheme",
+];
+
 /// Addresses of a chain of proxies that are read.
 const MOST_HOPS: usize = 32;
 
@@ -30,6 +44,8 @@ pub(super) struct Requester {
     pub client: Option<IpAddr>,
     /// What `X-Forwarded-For` says: the client, and the trusted proxies that its request came through.
     chain: Vec<IpAddr>,
+    /// The connection is from a trusted proxy.
+    by_proxy: bool,
     pub tls: bool,
     pub host: String,
     pub port: u16,
@@ -37,6 +53,12 @@ pub(super) struct Requester {
 
 fn text<'a>(request: &'a RequestHeader, name: &str) -> Option<&'a str> {
     request.headers.get(name).and_then(|value| value.to_str().ok())
+}
+
+/// An address; some proxies add the port.
+fn address(text: &str) -> Option<IpAddr> {
+    let with_port = || text.parse::<SocketAddr>().ok().map(|address| address.ip());
+    text.parse().ok().or_else(with_port).or_else(|| text.strip_prefix('[')?.strip_suffix(']')?.parse().ok())
 }
 
 /// Who asks. `peer`: where the connection is from; `host`: as the request names it; `port`: of the listener.
@@ -48,15 +70,16 @@ pub(super) fn requester(
     host: &str,
     port: u16,
 ) -> Requester {
-    let mut requester = Requester { client: peer, chain: Vec::from_iter(peer), tls, host: host.to_owned(), port };
-    if !peer.is_some_and(|peer| limits.trusts(peer)) {
+    let by_proxy = peer.is_some_and(|peer| limits.trusts(peer));
+    let mut requester = Requester { client: peer, chain: Vec::from_iter(peer), by_proxy, tls, host: host.to_owned(), port };
+    if !by_proxy {
         return requester;
     }
     // From the last one, which the trusted proxy has added, to the first that is not trusted.
     let lists: Vec<&str> = request.headers.get_all("x-forwarded-for").iter().filter_map(|value| value.to_str().ok()).collect();
     let hops = lists.iter().rev().flat_map(|list| list.rsplit(','));
     for hop in hops.take(MOST_HOPS) {
-        let Ok(hop) = hop.trim().parse::<IpAddr>() else { break };
+        let Some(hop) = address(hop.trim()) else { break };
         let hop = hop.to_canonical();
         requester.chain.insert(0, hop);
         requester.client = Some(hop);
@@ -83,9 +106,15 @@ pub(super) fn requester(
 /// # Errors
 /// A header that cannot be set.
 pub(super) fn set(request: &mut RequestHeader, requester: &Requester, request_id: &str) -> Result<()> {
-    let same = |name: &str| OWN.iter().any(|own| own.bytes().eq(name.bytes().map(|byte| if byte == b'_' { b'-' } else { byte })));
+    // The names of almost all requests have none of these.
+    let may_be = |name: &str| matches!(name.as_bytes()[0], b'c' | b'f' | b'p' | b't' | b'x');
+    let is_spoofed = |name: &str| {
+        let name = name.replace('_', "-");
+        let is_believed = || BELIEVED.contains(&name.as_str()) || name.starts_with("x-forwarded-");
+        OWN.contains(&name.as_str()) || (!requester.by_proxy && is_believed())
+    };
     let names = request.headers.keys().map(HeaderName::as_str);
-    let spoofed: Vec<String> = names.filter(|name| same(name)).map(str::to_owned).collect();
+    let spoofed: Vec<String> = names.filter(|name| may_be(name) && is_spoofed(name)).map(str::to_owned).collect();
     for name in spoofed {
         request.remove_header(name.as_str());
     }
@@ -164,6 +193,8 @@ mod tests {
             ("10.0.0.0/8", "203.0.113.9, garbage", "10.0.0.1", "10.0.0.1"),
             ("10.0.0.0/8", "", "10.0.0.1", "10.0.0.1"),
             ("10.0.0.0/8", "2001:db8::1", "2001:db8::1", "2001:db8::1, 10.0.0.1"),
+            ("10.0.0.0/8", "203.0.113.9:4711", "203.0.113.9", "203.0.113.9, 10.0.0.1"),
+            ("10.0.0.0/8", "[2001:db8::1]:4711", "2001:db8::1", "2001:db8::1, 10.0.0.1"),
         ] {
             let mut asked =
                 request(&[("x-forwarded-for", header), ("x-forwarded-proto", "https"), ("X_Forwarded_For", "spoofed")]);
@@ -177,10 +208,24 @@ mod tests {
     }
 
     #[test]
+    fn what_frameworks_believe_of_a_proxy_no_client_can_say() {
+        let names = ["x-forwarded-ssl", "X_Forwarded_Scheme", "true-client-ip", "proxy", "x-forwarded-user"];
+        let peer = "10.0.0.1".parse().ok();
+        for (trusted, kept) in [("192.0.2.0/24", 0), ("10.0.0.0/8", names.len())] {
+            let mut asked = request(&names.map(|name| (name, "spoofed")));
+            asked.append_header("x-frame", "kept").unwrap();
+            let requester = requester(&asked, peer, &limits(trusted), false, "shop.test", 80);
+            set(&mut asked, &requester, "id").unwrap();
+            assert_eq!(names.iter().filter(|name| asked.headers.contains_key(**name)).count(), kept, "{trusted}");
+            assert!(asked.headers.contains_key("x-frame"));
+        }
+    }
+
+    #[test]
     fn the_standard_header_quotes_what_is_no_token() {
         let requester = |client: &str, host: &str| {
             let client = client.parse().ok();
-            Requester { client, chain: Vec::from_iter(client), tls: true, host: host.to_owned(), port: 443 }
+            Requester { client, chain: Vec::from_iter(client), by_proxy: false, tls: true, host: host.to_owned(), port: 443 }
         };
         assert_eq!(forwarded(&requester("192.0.2.1", "shop.test"), "https"), "for=192.0.2.1;host=shop.test;proto=https");
         assert_eq!(

@@ -57,7 +57,7 @@ impl Mirror {
         let Some(backend) = to.backend(None, &[]) else { return Ok(()) };
         let (mut head, body) = (copy.head, copy.body.freeze());
         let host = head.headers.get("host").and_then(|host| host.to_str().ok()).unwrap_or_default();
-        let peer = upstream::peer(&self.mesh, to, backend, &super::path::host(host).unwrap_or_default(), None);
+        let peer = upstream::peer(&self.mesh, to, backend, &super::path::host(host).unwrap_or_default(), None, false);
         let (mut session, _) = self.connections.get_http_session(&peer).await?;
         head.remove_header("transfer-encoding");
         head.remove_header("content-length");

@@ -2,14 +2,16 @@
 
 /// The host of a `Host` header or `:authority`, in lower case, without port and dot at its end; `None` if it is none.
 pub fn host(text: &str) -> Option<String> {
+    let is_port = |port: &str| port.bytes().all(|byte| byte.is_ascii_digit());
     let without_port = match text.strip_prefix('[') {
         // An IPv6 address: no route names one.
-        Some(_) => text.split_once(']')?.0,
-        None => {
-            text.rsplit_once(':').map_or(text, |(host, port)| if port.bytes().all(|b| b.is_ascii_digit()) { host } else { text })
+        Some(rest) => {
+            let (address, port) = rest.split_once(']')?;
+            Some(address).filter(|_| port.is_empty() || port.strip_prefix(':').is_some_and(is_port))?
         }
+        None => text.rsplit_once(':').map_or(text, |(host, port)| if is_port(port) { host } else { text }),
     };
-    let host = without_port.trim_start_matches('[').trim_end_matches('.');
+    let host = without_port.trim_end_matches('.');
     let is_valid = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.' | b':');
     (!host.is_empty() && host.len() <= 253 && host.bytes().all(is_valid)).then(|| host.to_ascii_lowercase())
 }
@@ -75,6 +77,11 @@ mod tests {
             ("a/b", None),
             ("user@a.b", None),
             ("[::1", None),
+            ("[::1]", Some("::1")),
+            ("[::1]x", None),
+            ("[::1]\";a=b", None),
+            ("[::1]:8o", None),
+            ("[[::1]", None),
         ] {
             assert_eq!(host(text).as_deref(), expected, "{text}");
         }

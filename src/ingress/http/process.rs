@@ -1,7 +1,7 @@
 //! `skep http serve`: the process that has the listeners and all requests, and outlives the daemon. It carries out the table that
 //! it is sent; the daemon makes the decisions.
 
-use super::protocol::{HttpHello, PROTOCOL, pid_file};
+use super::protocol::{HttpHello, PROTOCOL, dashboard_socket, pid_file};
 use super::server::HttpServer;
 use super::table::HttpTable;
 use crate::datapath::NamespaceSockets;
@@ -16,7 +16,7 @@ use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open}
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::net::{SocketAddr, TcpListener};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
@@ -69,8 +69,9 @@ async fn run(args: &HttpServeArgs) -> anyhow::Result<()> {
     let before = UnixClient::new(&args.control);
     let (inherited, table) = take_over(&before).await;
     let lock = lock_pid_file(&pid_file(&args.control), "HTTP")?;
+    let dashboard = dashboard_socket(args.control.parent().unwrap_or(Path::new("/")));
     let control = Arc::new(HttpControl {
-        server: HttpServer::new(Arc::new(mesh), inherited),
+        server: HttpServer::new(Arc::new(mesh), inherited, dashboard),
         mesh: id,
         lock: Mutex::new(Some(lock)),
         drain: CancellationToken::new(),

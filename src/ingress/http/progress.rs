@@ -32,6 +32,8 @@ pub(super) struct RequestProgress {
     /// The body is complete.
     ended: AtomicBool,
     read: AtomicU64,
+    /// The connection speaks something else from now on.
+    upgraded: AtomicBool,
     /// When the head was read, and when the last part of the body was, in milliseconds from `began`.
     head_at: AtomicU64,
     last_at: AtomicU64,
@@ -79,6 +81,7 @@ impl RequestProgress {
             announced: AtomicU64::new(0),
             ended: AtomicBool::new(false),
             read: AtomicU64::new(0),
+            upgraded: AtomicBool::new(false),
             head_at: AtomicU64::new(0),
             last_at: AtomicU64::new(0),
             changed: Notify::new(),
@@ -162,6 +165,16 @@ pub(super) fn answer_began() {
             progress.announced.store(0, Ordering::Relaxed);
         }
     });
+}
+
+/// The answer was an upgrade.
+pub(super) fn upgraded() {
+    let _ = CURRENT.try_with(|progress| progress.upgraded.store(true, Ordering::Relaxed));
+}
+
+/// Whether the connection of the request that this task serves was upgraded.
+pub(super) fn is_upgraded() -> bool {
+    CURRENT.try_with(|progress| progress.upgraded.load(Ordering::Relaxed)).unwrap_or(false)
 }
 
 /// The answer is complete: a body that still comes is of no use, and is to come fast.

@@ -38,6 +38,12 @@ pub(super) fn control_socket(run_dir: &Path) -> PathBuf {
     run_dir.join("http.sock")
 }
 
+/// Where the daemon serves its page to this process, which asks for a password before.
+#[must_use]
+pub fn dashboard_socket(run_dir: &Path) -> PathBuf {
+    run_dir.join("dashboard.sock")
+}
+
 /// Contains the process id; the process that listens has it locked.
 pub(super) fn pid_file(control: &Path) -> PathBuf {
     control.with_extension("pid")

@@ -22,6 +22,7 @@ use pingora::http::{RequestHeader, ResponseHeader, Version};
 use pingora::proxy::{FailToProxy, ProxyHttp, Session};
 use pingora::upstreams::peer::HttpPeer;
 use pingora::{Error, ErrorSource, ErrorType, Result};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
 use std::time::Duration;
@@ -46,6 +47,17 @@ pub(super) struct IngressState {
     pub draining: AtomicBool,
     /// Where clients are redirected to for TLS; 0: nowhere.
     pub redirect_port: AtomicU16,
+    /// Of the process.
+    pub began: std::time::Instant,
+    /// Where the daemon serves its page.
+    pub dashboard: PathBuf,
+}
+
+impl IngressState {
+    /// Nanoseconds since the process began.
+    fn age_ns(&self) -> u64 {
+        u64::try_from(self.began.elapsed().as_nanos()).unwrap_or(u64::MAX)
+    }
 }
 
 /// The filters.
@@ -59,6 +71,12 @@ fn ends(session: &Session) -> Option<ConnectionEnds> {
 
 fn is_tls(session: &Session) -> bool {
     session.digest().is_some_and(|digest| digest.ssl_digest.is_some())
+}
+
+/// Whether a client asks for an upgrade, and sends no body.
+fn is_upgrade(session: &Session) -> bool {
+    let headers = &session.req_header().headers;
+    session.is_upgrade_req() && !headers.contains_key("transfer-encoding") && !headers.contains_key("content-length")
 }
 
 /// The host that the client has asked for, as it wrote it.
@@ -99,7 +117,7 @@ impl IngressProxy {
         if merged != decoded && !routes.have_one_route(is_tls(session), &host, &decoded, &merged) {
             return Some(Reply::new(400, "the path is not plain: without slashes in a row, `.` and `;` it has another route"));
         }
-        let Some(route) = routes.find(is_tls(session), &host, &decoded) else {
+        let Some(route) = routes.find(is_tls(session), &host, &decoded, |name| cookie(request, name)) else {
             return Some(Reply::new(404, format!("no route for {host}")));
         };
         context.route = Some(route.clone());
@@ -113,6 +131,15 @@ impl IngressProxy {
         }
         if let Some(text) = &route.route.maintenance {
             return Some(Reply::new(503, text.as_str()).with("retry-after", "60"));
+        }
+        if let Some((rate, client)) = route.route.rate.zip(client)
+            && let Err(wait) = route.load.rate.admit(client, rate, self.0.age_ns())
+        {
+            self.0.refusals.count(HttpRefusal::ClientRate);
+            let wait = wait.as_secs_f64().ceil().max(1.0);
+            return Some(
+                Reply::new(429, "this client asks more often than the route allows").with("retry-after", wait.to_string()),
+            );
         }
         context.in_flight = route.load.take(route.route.requests);
         if context.in_flight.is_none() {
@@ -130,7 +157,7 @@ impl IngressProxy {
             }
         }
         if !route.route.auth.is_empty() {
-            match self.0.credentials.check(header(request, "authorization"), &route.route.auth).await {
+            match self.0.credentials.check(header(request, "authorization"), &route.route.auth, client).await {
                 CredentialCheck::Right => context.user = credentials::name(header(request, "authorization")),
                 CredentialCheck::Wrong => {
                     let realm = format!("Basic realm=\"{}\", charset=\"UTF-8\"", route.service.service_name);
@@ -145,7 +172,7 @@ impl IngressProxy {
         if route.route.body.zip(length).is_some_and(|(most, length)| length > most) {
             return Some(too_large());
         }
-        if route.backends.is_empty() {
+        if route.backends.is_empty() && !route.route.dashboard {
             return Some(no_task(&route));
         }
         if !route.route.sticky.is_empty() {
@@ -166,9 +193,11 @@ impl ProxyHttp for IngressProxy {
     async fn early_request_filter(&self, session: &mut Session, _context: &mut RequestContext) -> Result<()> {
         let request = session.req_header();
         let length = header(request, "content-length").and_then(|value| std::str::from_utf8(value).ok()?.parse::<u64>().ok());
-        // Streams of gRPC and upgraded connections are silent for as long as they like.
-        let is_stream = header(request, "content-type").is_some_and(|kind| kind.starts_with(b"application/grpc"))
-            || request.headers.contains_key("upgrade");
+        // Streams of gRPC and upgraded connections are silent for as long as they like. A body that is chunked is neither.
+        let is_stream = match request.version {
+            Version::HTTP_2 => header(request, "content-type").is_some_and(|kind| kind.starts_with(b"application/grpc")),
+            _ => is_upgrade(session),
+        };
         progress::head_seen(match length {
             _ if session.is_body_empty() => ExpectedBody::Nothing,
             Some(length) => ExpectedBody::Length(length),
@@ -187,7 +216,7 @@ impl ProxyHttp for IngressProxy {
         session.set_write_timeout(Some(STALLED));
         // The rest of a body that its task has not waited for.
         session.set_total_drain_timeout(Some(limits.head()));
-        if session.is_upgrade_req() {
+        if is_upgrade(session) {
             // WebSocket is silent for as long as it likes: the kernel notices a client that is gone.
             session.set_read_timeout(None);
         }
@@ -201,7 +230,9 @@ impl ProxyHttp for IngressProxy {
         context.request_id = id.filter(is_usable).map_or_else(|| format!("{:032x}", rand::random::<u128>()), str::to_owned);
         // Before any host, redirect or password: the authority names a port in the host, and follows no redirect to a TLS port
         // that has no certificate yet.
-        if let Some(answer) = self.0.challenges.answer(session.req_header().uri.path()) {
+        if let Some(answer) = self.0.challenges.answer(session.req_header().uri.path())
+            && guard::refuse(session.req_header()).is_none()
+        {
             answer.send(session).await?;
             return Ok(true);
         }
@@ -216,13 +247,17 @@ impl ProxyHttp for IngressProxy {
 
     async fn request_body_filter(
         &self,
-        _session: &mut Session,
+        session: &mut Session,
         body: &mut Option<Bytes>,
         end: bool,
         context: &mut RequestContext,
     ) -> Result<()> {
         let length = body.as_ref().map_or(0, Bytes::len);
         progress::body_read(length, end);
+        if session.was_upgraded() {
+            // What follows is no body.
+            return Ok(());
+        }
         context.body += length as u64;
         if let Some((mut copy, to)) = context.copy.take()
             && copy.add(body.as_ref())
@@ -243,10 +278,13 @@ impl ProxyHttp for IngressProxy {
     async fn upstream_peer(&self, session: &mut Session, context: &mut RequestContext) -> Result<Box<HttpPeer>> {
         let unavailable = || Error::explain(ErrorType::HTTPStatus(503), "no task can be connected to");
         let route = context.route.clone().ok_or_else(unavailable)?;
+        if route.route.dashboard {
+            return upstream::local(&self.0.dashboard);
+        }
         let backend = route.backend(context.stays_with.as_deref(), &context.tried).ok_or_else(unavailable)?;
         context.task = Some(backend.task_id.clone());
         let host = path::host(asked_host(session.req_header())).unwrap_or_default();
-        Ok(Box::new(upstream::peer(&self.0.connector, &route, backend, &host, ends(session))))
+        Ok(Box::new(upstream::peer(&self.0.connector, &route, backend, &host, ends(session), session.is_upgrade_req())))
     }
 
     fn fail_to_connect(
@@ -256,7 +294,7 @@ impl ProxyHttp for IngressProxy {
         context: &mut RequestContext,
         mut error: Box<Error>,
     ) -> Box<Error> {
-        let Some(route) = &context.route else { return error };
+        let Some(route) = context.route.as_ref().filter(|route| !route.route.dashboard) else { return error };
         if let Some(task) = context.task.take() {
             route.health.record(&task, false);
             context.tried.push(task);
@@ -303,8 +341,11 @@ impl ProxyHttp for IngressProxy {
             header(request, "traceparent").map_or_else(String::new, |trace| String::from_utf8_lossy(trace).into_owned());
         rewriting::request(request, &route.route)?;
         // Once, whatever tasks are tried.
-        if let Some(mirror) =
-            route.route.mirror.as_ref().filter(|mirror| context.tried.is_empty() && self.0.mirror.takes(mirror.percent))
+        if let Some(mirror) = route
+            .route
+            .mirror
+            .as_ref()
+            .filter(|mirror| context.tried.is_empty() && !session.is_upgrade_req() && self.0.mirror.takes(mirror.percent))
             && let Some(to) = self.0.routes.load().of_service(&mirror.service)
         {
             let copy = RequestCopy::new(request, &context.requester.host);
@@ -324,6 +365,9 @@ impl ProxyHttp for IngressProxy {
         context: &mut RequestContext,
     ) -> Result<()> {
         progress::answer_began();
+        if response.status.as_u16() == 101 {
+            progress::upgraded();
+        }
         context.record(!matches!(response.status.as_u16(), 502..=504));
         let Some(route) = &context.route else { return Ok(()) };
         let task = context.task.as_ref().map(crate::model::TaskId::as_str);

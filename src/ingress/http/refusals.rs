@@ -28,10 +28,12 @@ pub(super) enum HttpRefusal {
     ClientRequests,
     /// Too many requests to a service in flight.
     ServiceRequests,
+    /// Requests of one client that come more often than the route allows.
+    ClientRate,
 }
 
 impl HttpRefusal {
-    const ALL: [Self; 11] = [
+    const ALL: [Self; 12] = [
         Self::Connections,
         Self::ClientConnections,
         Self::ProxyHeader,
@@ -43,6 +45,7 @@ impl HttpRefusal {
         Self::Framing,
         Self::ClientRequests,
         Self::ServiceRequests,
+        Self::ClientRate,
     ];
 
     fn name(self) -> &'static str {
@@ -58,6 +61,7 @@ impl HttpRefusal {
             Self::Framing => "framing",
             Self::ClientRequests => "client_requests",
             Self::ServiceRequests => "service_requests",
+            Self::ClientRate => "client_rate",
         }
     }
 }

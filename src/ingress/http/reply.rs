@@ -45,14 +45,16 @@ impl Reply {
 /// The way to another address, if the route has one. `is_tls`: the client has TLS, to this node or to a trusted proxy in front.
 pub(super) fn redirect(route: &ServedRoute, request: &RequestHeader, is_tls: bool, host: &str, tls_port: u16) -> Option<Reply> {
     let path = request.uri.path_and_query().map_or("/", |path| path.as_str());
+    let in_brackets = if host.contains(':') { format!("[{host}]") } else { String::new() };
+    let shown = if in_brackets.is_empty() { host } else { &in_brackets };
     let location = match route.route.redirect.as_ref()? {
         HttpRedirect::Https if is_tls => return None,
         // Not without TLS: what follows may be a password.
         HttpRedirect::Https if tls_port == 0 => {
             return Some(Reply::new(403, "this route needs TLS, which this node does not serve"));
         }
-        HttpRedirect::Https if tls_port == 443 => format!("https://{host}{path}"),
-        HttpRedirect::Https => format!("https://{host}:{tls_port}{path}"),
+        HttpRedirect::Https if tls_port == 443 => format!("https://{shown}{path}"),
+        HttpRedirect::Https => format!("https://{shown}:{tls_port}{path}"),
         HttpRedirect::Host(to) if to == host => return None,
         HttpRedirect::Host(to) => format!("{}://{to}{path}", if is_tls { "https" } else { "http" }),
     };
@@ -60,11 +62,21 @@ pub(super) fn redirect(route: &ServedRoute, request: &RequestHeader, is_tls: boo
 }
 
 pub(super) fn no_task(route: &ServedRoute) -> Reply {
+    if route.route.dashboard {
+        return Reply::new(503, "the daemon of this node does not answer").with("retry-after", "1");
+    }
     Reply::new(503, format!("no task of {} is ready", route.service.service_name)).with("retry-after", "1")
 }
 
 pub(super) fn too_large() -> Reply {
     Reply::new(413, "the body is larger than this route takes")
+}
+
+const LATE: &str = "the task does not answer in time";
+
+/// Whether a connection to a task has found out by itself that its answer is late.
+fn is_late(error: &Error) -> bool {
+    error.root_cause().downcast_ref::<std::io::Error>().is_some_and(|error| error.kind() == std::io::ErrorKind::TimedOut)
 }
 
 /// The answer to a request that has failed; `None` if the client is gone.
@@ -81,7 +93,8 @@ pub(super) fn failure(error: &Error, route: Option<&ServedRoute>) -> Option<Repl
             Some(route),
         ) => no_task(route),
         (ErrorType::HTTPStatus(status), ..) => Reply::new(*status, "the request cannot be served"),
-        (ErrorType::ReadTimedout, ErrorSource::Upstream, _) => Reply::new(504, "the task does not answer in time"),
+        (ErrorType::ReadError, ErrorSource::Upstream, _) if is_late(error) => Reply::new(504, LATE),
+        (ErrorType::ReadTimedout, ErrorSource::Upstream, _) => Reply::new(504, LATE),
         (_, ErrorSource::Upstream, _) => Reply::new(502, "the task ended the connection without an answer"),
         (ErrorType::WriteError | ErrorType::ReadError | ErrorType::ConnectionClosed, ErrorSource::Downstream, _) => return None,
         (_, ErrorSource::Downstream, _) => Reply::new(400, "the request is not readable"),

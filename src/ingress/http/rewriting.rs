@@ -1,7 +1,7 @@
 //! What a route changes in the heads of requests and answers.
 
 use super::path;
-use crate::model::http::HttpRoute;
+use crate::model::http::{HttpEntry, HttpRedirect, HttpRoute};
 use pingora::Result;
 use pingora::http::{RequestHeader, ResponseHeader};
 
@@ -48,7 +48,9 @@ pub(super) fn answer(response: &mut ResponseHeader, route: &HttpRoute, task: Opt
     if !route.sticky.is_empty()
         && let Some(task) = task
     {
-        response.append_header("set-cookie", format!("{}={task}; Path=/; HttpOnly; SameSite=Lax", route.sticky))?;
+        let has_tls_alone = route.entry == HttpEntry::Tls || route.redirect == Some(HttpRedirect::Https);
+        let secure = if has_tls_alone { "; Secure" } else { "" };
+        response.append_header("set-cookie", format!("{}={task}; Path=/; HttpOnly; SameSite=Lax{secure}", route.sticky))?;
     }
     for (name, value) in &route.response_headers {
         if value.is_empty() {

@@ -1,15 +1,17 @@
-//! What a route has in flight on this node. It outlives a change of the table.
+//! What a route has in flight on this node, and how often its clients ask. It outlives a change of the table.
 
 use super::held::{Held, HeldByClient};
+use super::rate_limit::RateLimit;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// Requests in flight, in all and by client.
+/// Requests in flight, in all and by client, and their rate.
 #[derive(Default, Debug)]
 pub(super) struct RouteLoad {
     in_flight: Arc<AtomicU64>,
     clients: Arc<HeldByClient>,
+    pub rate: RateLimit,
 }
 
 /// A request in flight, until this is dropped.

@@ -115,9 +115,15 @@ impl Routes {
         }
     }
 
-    /// The route of a request: on which listener, host in lower case, decoded path.
-    pub fn find(&self, tls: bool, host: &str, path: &str) -> Option<Arc<ServedRoute>> {
-        self.indexes[usize::from(tls)].find(host, path)?.choose()
+    /// The route of a request: on which listener, host in lower case, decoded path, and the value of a cookie that the client has.
+    pub fn find<'a>(
+        &self,
+        tls: bool,
+        host: &str,
+        path: &str,
+        cookie: impl Fn(&str) -> Option<&'a str>,
+    ) -> Option<Arc<ServedRoute>> {
+        self.indexes[usize::from(tls)].find(host, path)?.choose(cookie)
     }
 }
 
@@ -132,10 +138,18 @@ fn served(route: &HttpRoute, service: &Arc<HttpService>, kept: KeptOfRoute) -> A
 }
 
 impl Claim {
-    /// By weight, in turn. A choice without a task is passed over while another one has some.
-    fn choose(&self) -> Option<Arc<ServedRoute>> {
+    /// By weight, in turn; the one whose task the client stays with. A choice without a task is passed over while another one has some.
+    fn choose<'a>(&self, cookie: impl Fn(&str) -> Option<&'a str>) -> Option<Arc<ServedRoute>> {
         if let [only] = &self.choices[..] {
             return Some(only.clone());
+        }
+        let is_kept = |choice: &Arc<ServedRoute>, weight: u32| {
+            let sticky = &choice.route.sticky;
+            let task = if sticky.is_empty() || weight == 0 { None } else { cookie(sticky) };
+            task.is_some_and(|task| choice.backends.iter().any(|backend| backend.task_id.as_str() == task))
+        };
+        if let Some((kept, _)) = self.choices.iter().zip(&self.weights).find(|(choice, weight)| is_kept(choice, **weight)) {
+            return Some(kept.clone());
         }
         let has_task = self.choices.iter().any(|choice| !choice.backends.is_empty());
         let weight = |at: usize| if has_task && self.choices[at].backends.is_empty() { 0 } else { self.weights[at] as usize };
@@ -201,7 +215,7 @@ mod tests {
     fn only_tasks_that_listen_are_asked_in_turn_and_none_twice() {
         let web = with(&service("web", 1, "a.b", None), &[("t1", &[80]), ("t2", &[]), ("t3", &[80]), ("t4", &[81])]);
         let routes = routes(vec![web.clone()], &Routes::default());
-        let route = routes.find(false, "a.b", "/").unwrap();
+        let route = routes.find(false, "a.b", "/", |_| None).unwrap();
         assert_eq!(route.ready, 2);
         let turns: Vec<_> = (0..4).map(|_| asked(&route, None, &[]).unwrap()).collect();
         assert_eq!(turns, ["t1", "t3", "t1", "t3"]);
@@ -217,9 +231,9 @@ mod tests {
     #[test]
     fn all_are_asked_while_none_was_seen_to_listen() {
         let web = with(&service("web", 1, "a.b", None), &[("t1", &[]), ("t2", &[])]);
-        let route = routes(vec![web], &Routes::default()).find(false, "a.b", "/").unwrap();
+        let route = routes(vec![web], &Routes::default()).find(false, "a.b", "/", |_| None).unwrap();
         assert_eq!((route.ready, asked(&route, None, &["t1"]).as_deref()), (0, Some("t2")));
-        let none = routes(vec![service("web", 1, "a.b", None)], &Routes::default()).find(false, "a.b", "/").unwrap();
+        let none = routes(vec![service("web", 1, "a.b", None)], &Routes::default()).find(false, "a.b", "/", |_| None).unwrap();
         assert_eq!(asked(&none, None, &[]), None);
     }
 
@@ -227,7 +241,7 @@ mod tests {
     fn requests_are_shared_by_weight_among_services_that_have_a_task() {
         let (main, canary) = (service("main", 1, "a.b", Some(3)), service("canary", 2, "a.b", Some(1)));
         let shares = |routes: &Routes| {
-            let names = (0..8).map(|_| routes.find(false, "a.b", "/").unwrap().service.service_name.clone());
+            let names = (0..8).map(|_| routes.find(false, "a.b", "/", |_| None).unwrap().service.service_name.clone());
             names.filter(|name| name == "canary").count()
         };
         let both = vec![with(&main, &[("t1", &[80])]), with(&canary, &[("t2", &[80])])];
@@ -237,12 +251,29 @@ mod tests {
     }
 
     #[test]
+    fn a_client_stays_with_its_task_among_services_that_share() {
+        let sticky = |name: &str, created, weight, task: &str| {
+            let service = with(&service(name, created, "a.b", Some(weight)), &[(task, &[80])]);
+            let routes = service.routes.iter().map(|route| HttpRoute { sticky: "c".to_owned(), ..route.clone() }).collect();
+            Arc::new(HttpService { routes, ..(*service).clone() })
+        };
+        let asked = |routes: &Routes, task: &'static str| {
+            let names = (0..8).map(|_| routes.find(false, "a.b", "/", |_| Some(task)).unwrap().service.service_name.clone());
+            names.filter(|name| name == "canary").count()
+        };
+        let both = routes(vec![sticky("main", 1, 3, "t1"), sticky("canary", 2, 1, "t2")], &Routes::default());
+        assert_eq!((asked(&both, "t2"), asked(&both, "t1"), asked(&both, "gone")), (8, 0, 2));
+        let none = routes(vec![sticky("main", 1, 3, "t1"), sticky("canary", 2, 0, "t2")], &Routes::default());
+        assert_eq!(asked(&none, "t2"), 0, "a weight of 0 ends it");
+    }
+
+    #[test]
     fn counters_go_on_after_a_change() {
         let before = routes(vec![service("web", 1, "a.b,c.d", None)], &Routes::default());
-        before.find(false, "a.b", "/").unwrap().counters.count(200, std::time::Duration::ZERO);
+        before.find(false, "a.b", "/", |_| None).unwrap().counters.count(200, std::time::Duration::ZERO);
         let after = routes(vec![with(&service("web", 1, "a.b", None), &[("t1", &[80])])], &before);
-        assert_eq!(after.find(false, "a.b", "/").unwrap().counters.read().requests(), 1);
+        assert_eq!(after.find(false, "a.b", "/", |_| None).unwrap().counters.read().requests(), 1);
         let renamed = routes(vec![service("other", 1, "a.b", None)], &after);
-        assert_eq!(renamed.find(false, "a.b", "/").unwrap().counters.read().requests(), 0);
+        assert_eq!(renamed.find(false, "a.b", "/", |_| None).unwrap().counters.read().requests(), 0);
     }
 }

@@ -22,6 +22,7 @@ use pingora::proxy::{HttpProxy, http_proxy};
 use pingora::server::configuration::ServerConf;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{SocketAddr, TcpListener};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -51,8 +52,8 @@ pub(super) struct HttpServer {
 }
 
 impl HttpServer {
-    /// Serves nothing yet; is made in a runtime. `inherited` are sockets of the process before.
-    pub fn new(mesh: Arc<dyn Sockets>, inherited: BTreeMap<SocketAddr, TcpListener>) -> Self {
+    /// Serves nothing yet; is made in a runtime. `inherited` are sockets of the process before, `dashboard` is the daemon's, for its page.
+    pub fn new(mesh: Arc<dyn Sockets>, inherited: BTreeMap<SocketAddr, TcpListener>, dashboard: PathBuf) -> Self {
         let (limits, refusals) = (Arc::<ArcSwap<HttpLimits>>::default(), Arc::<HttpRefusals>::default());
         let certificates = Arc::<Certificates>::default();
         let connector = Arc::new(MeshConnector::new(mesh));
@@ -68,6 +69,8 @@ impl HttpServer {
             mirror: Arc::new(Mirror::new(connector.clone())),
             draining: AtomicBool::new(false),
             redirect_port: AtomicU16::new(0),
+            began: Instant::now(),
+            dashboard,
         });
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
         let conf = ServerConf { threads, upstream_keepalive_pool_size: POOL, max_retries: 8, ..ServerConf::default() };
@@ -171,6 +174,7 @@ impl HttpServer {
             listeners: lock(&self.listeners).status(),
             routes: all,
             problems: table.problems.clone(),
+            certificate_failures: BTreeMap::new(),
             connections: self.app.connections.open(),
             refused: self.state.refusals.read(),
         }

@@ -18,6 +18,9 @@ pub struct HttpStatus {
     pub routes: Vec<HttpRouteStatus>,
     /// What is not served, and what to do about it.
     pub problems: Vec<String>,
+    /// Certificates that an authority has not issued: failures in a row by the first name.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub certificate_failures: BTreeMap<String, u32>,
     /// Open connections of clients.
     pub connections: u64,
     /// Connections and requests that were cut or refused for what the client did, by reason.

@@ -1,6 +1,7 @@
 //! A connection of a client as pingora takes it, from an accept loop of our own: a stream of pingora's that is made outside its
 //! listeners has no buffers, which costs a send for each answer.
 
+use super::progress;
 use super::proxy_header::{ConnectionEnds, ProxyHeader, parse};
 use async_trait::async_trait;
 use futures_util::FutureExt as _;
@@ -13,12 +14,16 @@ use std::os::fd::AsRawFd as _;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, BufStream, ReadBuf};
 use tokio::net::TcpStream;
 
 /// As pingora's own listeners have them.
 const READ_BUFFER: usize = 64 << 10;
 const WRITE_BUFFER: usize = 1460;
+
+/// How long a client of an upgraded connection has to notice that it has ended.
+const LINGER: Duration = Duration::from_secs(2);
 
 /// How HTTP/2 begins where TLS has not agreed on it.
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -90,6 +95,21 @@ impl ClientStream {
 impl Drop for ClientStream {
     fn drop(&mut self) {
         let _ = self.inner.flush().now_or_never();
+        if progress::is_upgraded()
+            && let Ok(socket) = socket2::SockRef::from(self.inner.get_ref()).try_clone()
+            && let Ok(runtime) = tokio::runtime::Handle::try_current()
+        {
+            runtime.spawn(linger(socket));
+        }
+    }
+}
+
+/// Ends a connection whose client may still send: closed with bytes that are not read, the kernel resets it, and the last word of the
+/// server may be lost on the way.
+async fn linger(socket: socket2::Socket) {
+    let _ = socket.shutdown(std::net::Shutdown::Write);
+    if let Ok(mut stream) = TcpStream::from_std(socket.into()) {
+        let _ = tokio::time::timeout(LINGER, tokio::io::copy(&mut stream, &mut tokio::io::sink())).await;
     }
 }
 

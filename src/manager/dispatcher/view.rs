@@ -142,7 +142,13 @@ pub(super) fn acme(store: &Store) -> AcmePart {
         let names = certificate.names.join(", ");
         Some(format!("certificate of {names}: {reason}; next try at {}", next.to_rfc3339()))
     };
-    AcmePart { challenges, certificates: all().filter_map(served).collect(), problems: all().filter_map(problem).collect() }
+    let failures = all().filter_map(|certificate| Some((certificate.id.to_string(), certificate.failure.as_ref()?.count)));
+    AcmePart {
+        challenges,
+        certificates: all().filter_map(served).collect(),
+        problems: all().filter_map(problem).collect(),
+        failures: failures.collect(),
+    }
 }
 
 /// A node as the others see it. `tasks` are those on it.

@@ -2,13 +2,15 @@
 
 use super::duration::millis;
 use super::host_and_path::path_prefix;
-use super::route::{HttpCheck, HttpMirror, HttpRoute};
+use super::route::{HttpCheck, HttpMirror, HttpRate, HttpRedirect, HttpRoute};
 use super::values::flag;
 
 /// After `skep.http.`.
-pub(super) const MORE: [&str; 12] = [
+pub(super) const MORE: [&str; 15] = [
     "requests",
     "requests.client",
+    "rate",
+    "rate.burst",
     "check.path",
     "check.host",
     "check.interval",
@@ -19,6 +21,7 @@ pub(super) const MORE: [&str; 12] = [
     "mirror",
     "mirror.percent",
     "maintenance",
+    "dashboard",
 ];
 
 /// Text of the maintenance answer if the label has none.
@@ -39,6 +42,14 @@ pub(super) fn read(route: &mut HttpRoute, key: &str, value: &str) -> Result<(), 
     match key {
         "requests" => route.requests = number("how many requests in flight the service takes from a node, as 200")?,
         "requests.client" => route.client_requests = number("how many requests in flight a client may have, as 20")?,
+        "rate" => {
+            let (requests, period_ms) =
+                requests_in_time(value).ok_or("requests of one client in a time, as 100/s or 1000/10m")?;
+            let rate = rate(route);
+            (rate.requests, rate.period_ms) = (requests, period_ms);
+            rate.burst = if rate.burst == 0 { requests } else { rate.burst };
+        }
+        "rate.burst" => rate(route).burst = number("how many requests of a client may come at once, as 50")?,
         "check.path" => {
             let path = value.starts_with('/') && path_prefix(value.split('?').next().unwrap_or_default()).is_some();
             let is_plain = value.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'#');
@@ -71,6 +82,13 @@ pub(super) fn read(route: &mut HttpRoute, key: &str, value: &str) -> Result<(), 
             let percent = value.parse().ok().filter(|percent| (1..=100).contains(percent));
             mirror(route).percent = percent.ok_or("a number from 1 to 100")?;
         }
+        "dashboard" => {
+            route.dashboard = flag(value).ok_or("true or false")?;
+            // It shows what is secret to others, after a password.
+            if route.dashboard && route.redirect.is_none() {
+                route.redirect = Some(HttpRedirect::Https);
+            }
+        }
         "maintenance" => {
             route.maintenance = match flag(value) {
                 Some(true) => Some(MAINTENANCE.to_owned()),
@@ -89,10 +107,33 @@ pub(super) fn contradiction(route: &HttpRoute) -> Option<&'static str> {
     if route.check.as_ref().is_some_and(|check| check.path.is_empty()) {
         return Some("check.path is missing: name the path that tasks are checked by, as /healthz");
     }
+    if route.rate.is_some_and(|rate| rate.requests == 0) {
+        return Some("rate is missing: name how often a client may ask, as 100/s");
+    }
+    if route.dashboard && route.auth.is_empty() {
+        return Some(
+            "dashboard: the page shows the whole cluster: name who may see it, as skep.http.auth=ann:HASH of `htpasswd -nB ann`",
+        );
+    }
+    if route.dashboard && route.prefix != "/" {
+        return Some("dashboard: the page has a host of its own, without a path");
+    }
     if route.mirror.as_ref().is_some_and(|mirror| mirror.service.is_empty()) {
         return Some("mirror is missing: name the service that gets the copies");
     }
     None
+}
+
+/// `100/s`, `1000/10m`.
+fn requests_in_time(text: &str) -> Option<(u32, u64)> {
+    let (requests, period) = text.split_once('/')?;
+    let period = if period.starts_with(|c: char| c.is_ascii_digit()) { millis(period)? } else { millis(&format!("1{period}"))? };
+    let requests = requests.parse().ok().filter(|requests| *requests > 0)?;
+    Some((requests, period))
+}
+
+fn rate(route: &mut HttpRoute) -> &mut HttpRate {
+    route.rate.get_or_insert(HttpRate { requests: 0, period_ms: 1000, burst: 0 })
 }
 
 fn check(route: &mut HttpRoute) -> &mut HttpCheck {
@@ -111,6 +152,7 @@ fn mirror(route: &mut HttpRoute) -> &mut HttpMirror {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::http::BasicUser;
 
     #[test]
     fn each_label_has_its_field() {
@@ -118,6 +160,8 @@ mod tests {
         for (key, value) in [
             ("requests", "200"),
             ("requests.client", "20"),
+            ("rate.burst", "50"),
+            ("rate", "1000/10m"),
             ("check.path", "/healthz?full=1"),
             ("check.host", "shop.test"),
             ("check.interval", "1s"),
@@ -128,12 +172,15 @@ mod tests {
             ("mirror", "shop-next"),
             ("mirror.percent", "10"),
             ("maintenance", "back at 5"),
+            ("dashboard", "true"),
         ] {
             assert_eq!(read(&mut route, key, value), Ok(()), "{key}");
         }
+        route.auth = vec![BasicUser { name: "ann".to_owned(), hash: String::new() }];
         let expected = HttpRoute {
             requests: 200,
             client_requests: 20,
+            rate: Some(HttpRate { requests: 1000, period_ms: 600_000, burst: 50 }),
             check: Some(HttpCheck {
                 path: "/healthz?full=1".to_owned(),
                 host: "shop.test".to_owned(),
@@ -145,6 +192,9 @@ mod tests {
             compress: true,
             mirror: Some(HttpMirror { service: "shop-next".to_owned(), percent: 10 }),
             maintenance: Some("back at 5".to_owned()),
+            dashboard: true,
+            redirect: Some(HttpRedirect::Https),
+            auth: vec![BasicUser { name: "ann".to_owned(), hash: String::new() }],
             ..HttpRoute::default()
         };
         assert_eq!((&route, contradiction(&route)), (&expected, None));
@@ -157,6 +207,12 @@ mod tests {
         for (key, value) in [
             ("requests", "0"),
             ("requests.client", "many"),
+            ("rate", "100"),
+            ("rate", "0/s"),
+            ("rate", "100/"),
+            ("rate", "100/d"),
+            ("rate", "/s"),
+            ("rate.burst", "0"),
             ("check.path", "healthz"),
             ("check.path", "/a b"),
             ("check.path", "/../b"),
@@ -172,9 +228,9 @@ mod tests {
         ] {
             assert!(read(&mut HttpRoute::default(), key, value).is_err(), "{key}={value}");
         }
-        for key in ["check.interval", "mirror.percent"] {
+        for (key, value) in [("dashboard", "true"), ("check.interval", "1s"), ("mirror.percent", "5"), ("rate.burst", "5")] {
             let mut route = HttpRoute::default();
-            read(&mut route, key, if key == "check.interval" { "1s" } else { "5" }).unwrap();
+            read(&mut route, key, value).unwrap();
             assert!(contradiction(&route).is_some(), "{key}");
         }
     }

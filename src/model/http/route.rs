@@ -54,6 +54,9 @@ pub struct HttpRoute {
     pub requests: u32,
     #[serde(skip_serializing_if = "is_default")]
     pub client_requests: u32,
+    /// How often a client may ask a node; as often as it likes if absent.
+    #[serde(skip_serializing_if = "is_default")]
+    pub rate: Option<HttpRate>,
     /// How tasks are checked; only by their answers without.
     #[serde(skip_serializing_if = "is_default")]
     pub check: Option<HttpCheck>,
@@ -72,6 +75,9 @@ pub struct HttpRoute {
     /// Requests are answered with 503 and this text.
     #[serde(skip_serializing_if = "is_default")]
     pub maintenance: Option<String>,
+    /// The page of the cluster, of the node that is asked, is served instead of tasks.
+    #[serde(skip_serializing_if = "is_default")]
+    pub dashboard: bool,
     /// Whether its hosts get certificates by ACME; if absent, those that can have a public one.
     #[serde(skip_serializing_if = "is_default")]
     pub acme: Option<bool>,
@@ -86,6 +92,15 @@ pub struct HttpCheck {
     pub host: String,
     pub interval_ms: u64,
     pub timeout_ms: u64,
+}
+
+/// Requests of one client in a time.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct HttpRate {
+    pub requests: u32,
+    pub period_ms: u64,
+    /// Requests that may come at once.
+    pub burst: u32,
 }
 
 /// Copies of requests, the answers to which are dropped.
@@ -117,12 +132,14 @@ impl Default for HttpRoute {
             weight: None,
             requests: 0,
             client_requests: 0,
+            rate: None,
             check: None,
             slow_start_ms: None,
             proxy_protocol: None,
             compress: false,
             mirror: None,
             maintenance: None,
+            dashboard: false,
             acme: None,
         }
     }

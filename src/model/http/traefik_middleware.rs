@@ -1,7 +1,8 @@
 //! Middlewares of Traefik that routes have a field for.
 
+use super::duration::millis;
 use super::host_and_path::path_prefix;
-use super::route::{HttpEntry, HttpRedirect, HttpRoute};
+use super::route::{HttpEntry, HttpRate, HttpRedirect, HttpRoute};
 use super::traefik_objects::{Options, TraefikObjects};
 use super::values::{add_header, flag, users};
 use crate::model::source_prefixes::{PREFIXES, prefixes};
@@ -25,7 +26,7 @@ pub(super) fn apply(
         return Err("chains of middlewares are too deep".to_owned());
     }
     let options = objects.middleware(name)?;
-    let mut sts = None;
+    let (mut sts, mut limited) = (None, false);
     for (option, value) in options {
         let wrong = |why: &str| format!("{option}={value}: {why}");
         let (kind, rest) = option.split_once('.').unwrap_or((option, ""));
@@ -62,6 +63,7 @@ pub(super) fn apply(
                 let most = value.parse().ok().filter(|most| *most > 0);
                 route.requests = most.ok_or_else(|| wrong("must be a number of requests"))?;
             }
+            ("ratelimit", "average" | "burst" | "period") => limited = true,
             ("compress", "") if flag(value).is_some() => route.compress |= value == "true",
             ("headers", "stsseconds" | "stsincludesubdomains" | "stspreload") => sts = Some(options),
             ("headers", rest) => headers(rest, value, route).map_err(|why| wrong(&why))?,
@@ -71,10 +73,32 @@ pub(super) fn apply(
     if options.keys().any(|option| option.starts_with("basicauth.")) && !options.contains_key("basicauth.users") {
         return Err("basicauth: it has no users".to_owned());
     }
+    if limited && route.rate.is_some() {
+        return Err("ratelimit: a router may have it once".to_owned());
+    }
+    if limited {
+        route.rate = rate(options)?;
+    }
     if let Some(value) = sts.and_then(strict_transport_security) {
         route.response_headers.insert("strict-transport-security".to_owned(), value);
     }
     Ok(())
+}
+
+/// Traefik's values: a second where no time is named, one request at once where no burst is, no bound without an average.
+fn rate(options: &Options) -> Result<Option<HttpRate>, String> {
+    let number = |name: &str, default: u32| {
+        let Some(value) = options.get(&format!("ratelimit.{name}")) else { return Ok(default) };
+        value.parse::<u32>().map_err(|_| format!("ratelimit.{name}={value}: must be a number of requests"))
+    };
+    let period_ms = match options.get("ratelimit.period") {
+        Some(value) => millis(value)
+            .or_else(|| millis(&format!("{value}s")))
+            .ok_or_else(|| format!("ratelimit.period={value}: must be a time up to 24h, as 1m"))?,
+        None => 1000,
+    };
+    let (requests, burst) = (number("average", 0)?, number("burst", 1)?.max(1));
+    Ok((requests > 0).then_some(HttpRate { requests, period_ms, burst }))
 }
 
 fn headers(option: &str, value: &str, route: &mut HttpRoute) -> Result<(), String> {

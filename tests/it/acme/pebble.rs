@@ -17,6 +17,8 @@ pub struct PebbleConfig {
     pub refused_nonces: u8,
     /// A key id and its key in base64url: accounts need one.
     pub external: Option<(String, String)>,
+    /// Longest time that it waits before each validation, in seconds; drawn.
+    pub slow: u8,
     /// A process in whose network namespace it runs; if absent, the calling thread's.
     pub beside: Option<u32>,
 }
@@ -32,7 +34,7 @@ impl PebbleConfig {
 
 impl Default for PebbleConfig {
     fn default() -> Self {
-        Self { address: [127, 0, 0, 1].into(), refused_nonces: 0, external: None, beside: None }
+        Self { address: [127, 0, 0, 1].into(), refused_nonces: 0, external: None, slow: 0, beside: None }
     }
 }
 
@@ -138,7 +140,9 @@ fn serve(dir: &Path, config: &PebbleConfig) -> Child {
     let log = std::fs::OpenOptions::new().create(true).append(true).open(dir.join(LOG)).expect("a log");
     let mut server = config.command("env");
     server
-        .args(["PEBBLE_VA_NOSLEEP=1", "PEBBLE_AUTHZREUSE=100"])
+        .arg(format!("PEBBLE_VA_NOSLEEP={}", u8::from(config.slow == 0)))
+        .arg(format!("PEBBLE_VA_SLEEPTIME={}", config.slow))
+        .arg("PEBBLE_AUTHZREUSE=100")
         .arg(format!("PEBBLE_WFE_NONCEREJECT={}", config.refused_nonces));
     server.args(["pebble", "-config"]).arg(dir.join("pebble.json"));
     server.arg("-dnsserver").arg(std::net::SocketAddr::from((config.address, 8053)).to_string());

@@ -33,7 +33,7 @@ const ARROWS: &[(&str, &str)] = &[
     ("status", "ingress datapath dns"),
     ("admin", "status ingress"),
     ("dashboard", "status ingress http"),
-    ("doctor", "status datapath http settings"),
+    ("doctor", "status ingress datapath http settings"),
     ("cli", "*"),
     ("lab", "*"),
     ("node", "*"),

@@ -108,6 +108,13 @@ async fn silent_and_slow_clients_are_cut_and_counted() {
     // One whose length is not known, and that stops.
     let stopped = connect_from([127, 0, 0, 1], ingress.plain());
     (&stopped).write_all(b"POST / HTTP/1.1\r\nHost: held.test\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\r\n").expect("sent");
+    // The same, of one that says that it is a stream.
+    let claims = ["Connection: Upgrade\r\nUpgrade: websocket", "Content-Type: application/grpc"].map(|claim| {
+        let stream = connect_from([127, 0, 0, 1], ingress.plain());
+        let head = format!("POST / HTTP/1.1\r\nHost: held.test\r\n{claim}\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\r\n");
+        (&stream).write_all(head.as_bytes()).expect("sent");
+        stream
+    });
     // One that goes on after its answer.
     let answered = connect_from([127, 0, 0, 1], ingress.plain());
     (&answered).write_all(b"POST / HTTP/1.1\r\nHost: shop.test\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\r\n").expect("sent");
@@ -120,6 +127,8 @@ async fn silent_and_slow_clients_are_cut_and_counted() {
         ("silent with TLS", &silent[1]),
         ("slow", &slow),
         ("stopped", &stopped),
+        ("stopped, as if upgraded", &claims[0]),
+        ("stopped, as if gRPC", &claims[1]),
         ("answered", &answered),
         ("idle", &idle),
     ] {
@@ -133,7 +142,7 @@ async fn silent_and_slow_clients_are_cut_and_counted() {
     drip.join().expect("no panic");
     let counted = ingress.status().await.refused;
     let of = |reason: &str| counted[reason];
-    assert_eq!((of("slow_head"), of("handshake"), of("slow_body")), (2, 1, 3), "{counted:?}");
+    assert_eq!((of("slow_head"), of("handshake"), of("slow_body")), (2, 1, 5), "{counted:?}");
     assert_eq!(ingress.status().await.connections, 0);
     drop(never);
 }
@@ -167,6 +176,38 @@ async fn requests_in_flight_are_bounded_by_label() {
         assert_eq!(other.contains("\"path\":\"/\""), label.ends_with("client"), "another client: {other}");
         assert!(slow.iter().all(|stream| end_of(stream).0.starts_with("HTTP/1.1 200")), "those in flight are answered");
     }
+}
+
+#[tokio::test]
+async fn a_client_that_asks_too_often_is_refused_for_a_time_and_others_are_served() {
+    let port = free_port();
+    task::serve(ONE, port);
+    let label = [("skep.http.rate", "2/h"), ("skep.http.rate.burst", "3")];
+    let ingress = Ingress::with("rate", vec![site(port, &label)]).await;
+    let ask = |from: u8| {
+        let stream = connect_from([127, 0, 0, from], ingress.plain());
+        (&stream).write_all(GET).expect("sent");
+        end_of(&stream).0
+    };
+    let answers: Vec<String> = (0..4).map(|_| ask(7)).collect();
+    assert!(answers[..3].iter().all(|answer| answer.starts_with("HTTP/1.1 200")), "{answers:?}");
+    assert!(answers[3].starts_with("HTTP/1.1 429") && answers[3].contains("retry-after: 1800"), "{}", answers[3]);
+    assert!(ask(8).starts_with("HTTP/1.1 200"), "another client");
+    assert_eq!(refused(&ingress, "client_rate").await, 1);
+    // A change of the table forgets nothing.
+    ingress.set(vec![site(port, &[label[0], label[1], ("skep.http.headers.response.X", "y")])]).await;
+    assert!(ask(7).starts_with("HTTP/1.1 429"));
+    // Behind a proxy that is trusted a client is the one that it names.
+    let mut ingress = ingress;
+    ingress.limits.trusted_proxies = vec!["127.0.0.9/32".parse().expect("a prefix")];
+    ingress.set(vec![site(port, &label)]).await;
+    let by_proxy = |client: &str| {
+        let stream = connect_from([127, 0, 0, 9], ingress.plain());
+        let head = format!("GET / HTTP/1.1\r\nHost: shop.test\r\nX-Forwarded-For: {client}\r\nConnection: close\r\n\r\n");
+        (&stream).write_all(head.as_bytes()).expect("sent");
+        end_of(&stream).0
+    };
+    assert!(by_proxy("127.0.0.7").starts_with("HTTP/1.1 429") && by_proxy("127.0.0.10").starts_with("HTTP/1.1 200"));
 }
 
 #[tokio::test]

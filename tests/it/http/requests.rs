@@ -154,3 +154,29 @@ async fn an_upgraded_connection_goes_on_through_a_change_of_the_table() {
     echo(b"after");
     assert!(ingress.status().await.connections > 0);
 }
+
+/// The daemon is replaced by a socket with a fixed answer.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_page_of_the_cluster_is_behind_tls_and_a_password() {
+    let hash = bcrypt::hash("secret", 4).expect("a hash");
+    let auth = format!("ann:{hash}");
+    let labels = [("skep.http", "shop.test"), ("skep.http.dashboard", "true"), ("skep.http.auth", auth.as_str())];
+    let ingress = Ingress::with("page", vec![Site::new(&labels, &[])]).await;
+    let ask = |arguments: &[&str]| ingress.curl(&[&["-w", " %{http_code} %{redirect_url}"], arguments].concat());
+    assert!(ask(&["-u", "ann:secret", "HTTP/"]).contains(&format!(" 308 https://shop.test:{}/", ingress.ports.tls)));
+    assert!(ask(&["HTTPS/"]).contains("401 name and password"));
+    let gone = ask(&["-u", "ann:secret", "HTTPS/"]);
+    assert!(gone.contains("503 the daemon of this node does not answer"), "{gone}");
+    let page = async |headers: axum::http::HeaderMap| format!("page {}", headers.contains_key("authorization"));
+    let socket = skep::ingress::http::dashboard_socket(&ingress.dir);
+    let listener = skep::http::bind_unix(&socket).expect("bound");
+    let end = tokio_util::sync::CancellationToken::new();
+    let router = axum::Router::new().route("/api/overview", axum::routing::get(page));
+    tokio::spawn(skep::http::serve_unix(listener, router, end.clone()));
+    for _ in 0..3 {
+        let shown = ask(&["-u", "ann:secret", "HTTPS/api/overview"]);
+        assert!(shown.starts_with("page false 200"), "the password goes no further: {shown}");
+    }
+    end.cancel();
+    assert!(HttpLabels::read(&labels[..2].iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect()).is_err(), "no user");
+}

@@ -3,6 +3,7 @@
 use super::super::acme::pebble::{Pebble, PebbleConfig};
 use super::http::{create, curl, ready};
 use super::kit::*;
+use super::managers::{managers, reachable};
 use serde_json::{Value, json};
 use skep::lab::{Host, output};
 use std::net::IpAddr;
@@ -82,5 +83,67 @@ async fn every_node_answers_the_authority_and_serves_the_certificate() {
     assert!(off.contains("ACME is off, with") && off.contains("served"), "{off}");
     drop(pebble);
     ca.stop().await;
+    swarm.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_next_leader_goes_on_with_an_order_whose_leader_was_killed() {
+    let mut swarm = managers("at").await;
+    let ca = swarm.lab.host("ca", 9).await.expect("a host");
+    let config = PebbleConfig { address: ca.address().into(), slow: 15, beside: Some(ca.pid()), ..PebbleConfig::default() };
+    let pebble = Pebble::start(&ca.dir().join("pebble"), config).await;
+    let names = ["one.test", "two.test", "three.test"];
+    let leader = reachable(&swarm.hosts[0], 3).await;
+    let index = swarm.hosts.iter().position(|host| host.name() == leader).expect("a host");
+    // The killed daemon's node is asked too: its process for HTTP runs on.
+    for (name, host) in names.iter().zip(&swarm.hosts) {
+        pebble.set_address(name, host.address().into()).await;
+    }
+    let mut leader = swarm.hosts.remove(index);
+    let other = &swarm.hosts[0];
+    let labels = json!({ "skep.http": names.join(",") });
+    let spec = json!({
+        "Name": "site", "Labels": labels, "Mode": { "Replicated": { "Replicas": 0 } },
+        "TaskTemplate": { "ContainerSpec": { "Image": "none" } },
+    });
+    ok(&post(other, "/services/create", &spec).await);
+    let (directory, listener) = (pebble.directory(), pebble.listener());
+    let on = ["--agree-tos", "--directory", &directory, "--root-certificate", listener.to_str().expect("a path")];
+    acme(other, &on).await.expect("on");
+    let certificates = async || -> anyhow::Result<Vec<Value>> {
+        let shown: Value = serde_json::from_str(&acme(other, &["--json"]).await.map_err(anyhow::Error::msg)?)?;
+        Ok(shown["Certificates"].as_array().cloned().unwrap_or_default())
+    };
+    // The challenges are answered, and the authority takes its time.
+    within(40, "the challenges to be answered", || async {
+        let log = pebble.log();
+        let answered = log.matches("Pulled a task from the Tasks queue").count();
+        anyhow::ensure!(answered >= 3, "{answered}: {:?} {log}", acme(other, &[]).await);
+        Ok(())
+    })
+    .await;
+    leader.stop_daemon(true).await.expect("killed");
+    let issued = certificates().await.unwrap_or_default().iter().filter(|one| one["Issuer"].is_string()).count();
+    assert!(issued < 3, "the leader was killed in the middle");
+    within(90, "three certificates by the next leader", || async {
+        let all = certificates().await?;
+        anyhow::ensure!(all.iter().filter(|one| one["Issuer"].is_string()).count() == 3, "{all:#?}\n{}", pebble.log());
+        Ok(())
+    })
+    .await;
+    assert_eq!(pebble.log().matches("Added order").count(), 3, "the orders of the first leader: {}", pebble.log());
+    let root = pebble.root().await;
+    for name in names {
+        let page = format!("--cacert {} --resolve {name}:443:{} https://{name}/", root.display(), other.address());
+        within(20, "the certificate", || async {
+            let answer = curl(&ca, &page).await;
+            anyhow::ensure!(answer.contains("503 no task"), "{answer}");
+            Ok(())
+        })
+        .await;
+    }
+    drop(pebble);
+    ca.stop().await;
+    swarm.hosts.push(leader);
     swarm.stop().await;
 }

@@ -1,10 +1,11 @@
 //! Several managers: each serves the whole API, one that fails is replaced, roles change at the user's word.
 
 use super::kit::*;
+use skep::http::UnixClient;
 use skep::lab::Host;
 
 /// A swarm of three managers.
-async fn managers(name: &str) -> Swarm {
+pub async fn managers(name: &str) -> Swarm {
     let swarm = hosts(name, 3, "").await;
     init(&swarm.hosts[0]).await;
     let token = manager_token(&swarm.hosts[0]).await;
@@ -21,7 +22,7 @@ async fn manager_token(host: &Host) -> String {
 }
 
 /// Waits until a manager lists so many managers, one of them the leader; returns the leader's host name.
-async fn reachable(host: &Host, count: usize) -> String {
+pub async fn reachable(host: &Host, count: usize) -> String {
     within(15, "managers", || async {
         let nodes = host.docker_run("node ls --format {{.Hostname}}|{{.ManagerStatus}}").await?;
         let managers: Vec<&str> = nodes.lines().filter(|l| l.ends_with("|Leader") || l.ends_with("|Reachable")).collect();
@@ -37,6 +38,18 @@ async fn every_manager_serves_the_api_and_a_dead_leader_is_replaced() {
     let mut swarm = managers("mg").await;
     // Written through a manager that does not lead, read from each.
     swarm.hosts[2].docker_run("network create -d overlay back").await.expect("a follower takes writes");
+    // So is the first content, with the cluster's key for it: each manager can open it.
+    let leads = reachable(&swarm.hosts[0], 3).await;
+    let follower = swarm.hosts.iter().find(|host| host.name() != leads).expect("a follower");
+    ok(&post(follower, "/configs/create", &serde_json::json!({ "Name": "first", "Data": "Zmlyc3Q=" })).await);
+    for host in &swarm.hosts {
+        within(10, "the content", || async {
+            let config = UnixClient::new(host.skep_socket()).get("/configs/first").await?.json::<serde_json::Value>()?;
+            anyhow::ensure!(config["Spec"]["Data"] == "Zmlyc3Q=", "{}: {config}", host.name());
+            Ok(())
+        })
+        .await;
+    }
     swarm.service("web", 3, Some(8080), serde_json::json!({})).await;
     swarm.running("web", 3).await;
     for host in &swarm.hosts {

@@ -42,6 +42,29 @@ fn a_common_stack_is_read_as_it_is() {
 }
 
 #[test]
+fn a_rate_limit_has_the_defaults_of_traefik() {
+    let of = |options: &[&str]| {
+        let options: String = options.iter().map(|one| format!("traefik.http.middlewares.l.ratelimit.{one}\n")).collect();
+        read_lines(&format!("traefik.http.routers.a.rule=Host(`a.b`)\ntraefik.http.routers.a.middlewares=l\n{options}\n{PORT}"))
+    };
+    let rate = |requests, period_ms, burst| Some(crate::model::http::HttpRate { requests, period_ms, burst });
+    for (options, expected) in [
+        (&["average=100"][..], rate(100, 1000, 1)),
+        (&["average=100", "burst=50", "period=1m"], rate(100, 60_000, 50)),
+        (&["average=5", "period=10"], rate(5, 10_000, 1)),
+        (&["average=0", "burst=50"], None),
+        (&["burst=50"], None),
+    ] {
+        let read = of(options);
+        assert_eq!((&read.refused[..], read.routes[0].rate), (&[] as &[String], expected), "{options:?}");
+    }
+    for option in ["average=many", "average=5\ntraefik.http.middlewares.l.ratelimit.sourcecriterion.requesthost=true"] {
+        let read = of(&[option]);
+        assert!(read.routes.is_empty() && read.refused[0].contains("ratelimit"), "{option}: {:?}", read.refused);
+    }
+}
+
+#[test]
 fn middlewares_become_fields_of_the_route() {
     let read = read_lines(&format!(
         "Traefik.HTTP.Routers.API.rule=Host(`a.b`) && PathPrefix(`/api`)
@@ -107,8 +130,8 @@ fn what_is_not_understood_is_refused_by_name_and_no_router_of_the_service_is_ser
             "basicauth: it has no users",
         ),
         (
-            "traefik.http.routers.r.rule=Host(`a`)\ntraefik.http.routers.r.middlewares=m\ntraefik.http.middlewares.m.ratelimit.average=1",
-            "ratelimit.average=1: skep does not",
+            "traefik.http.routers.r.rule=Host(`a`)\ntraefik.http.routers.r.middlewares=m\ntraefik.http.middlewares.m.retry.attempts=1",
+            "retry.attempts=1: skep does not",
         ),
         (
             "traefik.http.routers.r.rule=Host(`a`)\ntraefik.http.routers.r.middlewares=m\ntraefik.http.middlewares.m.chain.middlewares=m",
