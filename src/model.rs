@@ -36,6 +36,7 @@ pub mod predefined_network;
 pub mod pull_auth;
 pub mod resolv_options;
 pub mod resources;
+pub mod restart;
 pub mod secret;
 pub mod serde_helpers;
 pub mod service;

@@ -2,7 +2,8 @@
 //! the [`plan`](super::plan::plan()) after every event and turns its steps into calls. Each call has a number, so that an
 //! answer that is late or out of order is recognised.
 
-use super::plan::{self, TaskStep};
+use super::local_restarts::ALONE_AFTER;
+use super::plan::{self, PlanTimes, TaskStep};
 use super::task_record::{StepKind, TaskRecord};
 use crate::model::{
     NetworkId, NodeId, NodeView, Payload, PayloadId, PullAuth, Revision, Task, TaskId, TaskState, TaskStatus, Timestamp,
@@ -40,6 +41,8 @@ pub enum Event {
     Done(TaskId, u64, Result<Option<String>, EngineError>),
     /// Answer to [`Effect::RemoveNetwork`].
     NetworkRemoved(String, Result<(), EngineError>),
+    /// A session with the leader is open, or none is.
+    Session(bool),
     Tick,
 }
 
@@ -72,6 +75,8 @@ pub enum Effect {
     LogEngineBack,
     /// Log why an image cannot be pulled.
     LogPullFailed(TaskId, String),
+    /// Log that an ended container is started again without a manager.
+    LogLocalRestart(TaskId),
     /// Log that a call failed and will be retried.
     LogRetry(TaskId, StepKind, String),
 }
@@ -126,6 +131,8 @@ pub struct Core {
     view: Option<Revision>,
     /// Containers of unknown tasks and unused networks are removed from this time on; set by the first view.
     remove_unassigned_from: Timestamp,
+    /// Without a session the node decides from this time on what follows the end of a container; `None`: the managers do.
+    alone_from: Option<Timestamp>,
     records: BTreeMap<TaskId, TaskRecord>,
     containers: BTreeMap<TaskId, Container>,
     /// Number of the call that a container's state is from, by the engine's id.
@@ -159,6 +166,7 @@ impl Core {
             of_plain: BTreeSet::new(),
             view: None,
             remove_unassigned_from: Timestamp(i64::MAX),
+            alone_from: None,
             records: BTreeMap::new(),
             containers: BTreeMap::new(),
             as_of: BTreeMap::new(),
@@ -221,6 +229,8 @@ impl Core {
                 self.list_again.failed(now);
             }
             Event::Changed(id) => self.inspect(id, effects),
+            Event::Session(true) => self.alone_from = None,
+            Event::Session(false) => drop(self.alone_from.get_or_insert(now.plus(ALONE_AFTER))),
             Event::Done(task, number, result) => self.take_done(now, &task, number, result, effects),
             Event::NetworkRemoved(id, result) => match (result, self.local.get_mut(&id)) {
                 (Ok(()), _) => {
@@ -348,7 +358,9 @@ impl Core {
         match found {
             Some(container) => {
                 record.created = true;
-                record.unhealthy |= container.health == Some(Health::Unhealthy);
+                // Not by an answer from before it is started again.
+                let is_of_this_start = container.state == ContainerState::Running || record.busy.is_none();
+                record.unhealthy |= container.health == Some(Health::Unhealthy) && is_of_this_start;
                 self.containers.insert(task, container);
             }
             None => {
@@ -455,10 +467,12 @@ impl Core {
         if !self.up {
             return effects.extend(self.list_again.retry_at.map(Effect::Wake));
         }
+        self.see_ends(now);
         self.keep_files(effects);
+        let times = PlanTimes { remove_unassigned_from: self.remove_unassigned_from, alone_from: self.alone_from };
         let mut wake: Option<Timestamp> = None;
         let mut sooner = |at: Timestamp| wake = Some(wake.map_or(at, |w: Timestamp| w.min(at)));
-        for step in plan::plan(&self.tasks, &self.containers, &self.records, self.remove_unassigned_from, now) {
+        for step in plan::plan(&self.tasks, &self.containers, &self.records, times, now) {
             match step {
                 TaskStep::Report(id, status) => {
                     let record = self.records.entry(id.clone()).or_default();
@@ -472,8 +486,15 @@ impl Core {
                 TaskStep::Run(id, kind) => {
                     let Some(job) = self.job(&id, kind) else { continue };
                     let number = self.next();
+                    let again =
+                        kind == StepKind::Start && self.containers.get(&id).is_some_and(|c| c.state == ContainerState::Exited);
                     let record = self.records.entry(id.clone()).or_default();
                     record.busy = Some((kind, number));
+                    if let Some(task) = self.tasks.get(&id).filter(|_| again) {
+                        (record.unhealthy, record.unhealthy_reported) = (false, None);
+                        record.restarts.begin(task, now);
+                        effects.push(Effect::LogLocalRestart(id.clone()));
+                    }
                     effects.push(Effect::Run(id, number, job));
                 }
                 TaskStep::Cancel(id) => {
@@ -502,6 +523,15 @@ impl Core {
         }
         effects.extend(wake.map(Effect::Wake));
         effects.push(Effect::Applied(revision));
+    }
+
+    /// Remembers when containers ended.
+    fn see_ends(&mut self, now: Timestamp) {
+        for (task, container) in &self.containers {
+            if let Some(record) = self.records.get_mut(task).filter(|record| record.busy.is_none()) {
+                record.restarts.seen(container.state != ContainerState::Exited, now);
+            }
+        }
     }
 
     /// Files are there from before a task's container is created until it can never start again. A container that runs keeps its

@@ -3,7 +3,7 @@
 use super::core::{Core, CoreConfig, Effect, Event, Job};
 use super::plan::TaskStep;
 use super::testing::{ME, at, network, on_network, task, view};
-use crate::model::task::Mount;
+use crate::model::task::{Mount, RestartPolicy};
 use crate::model::{NetworkId, NodeId, NodeView, Payload, PayloadId, Task, TaskId, TaskState};
 use crate::runtime::{Container, ContainerState, EngineError, Health, LocalNetwork};
 use std::sync::Arc;
@@ -525,4 +525,52 @@ fn a_status_that_the_view_does_not_show_is_repeated() {
     shown.status.state = TaskState::Running;
     core.handle(at(6), Event::View(view(2, &[shown], &[])));
     check(&core.handle(at(60), Event::Tick), "applied 2");
+}
+
+/// A core whose task, restarted after ten seconds and once at most, has run and ended without a session.
+fn ended_alone() -> Core {
+    let mut t = task("t1");
+    t.status.state = TaskState::Running;
+    let policy = RestartPolicy { delay: Some(Duration::from_secs(10).into()), max_attempts: Some(1), ..RestartPolicy::default() };
+    Arc::make_mut(&mut t.spec).restart_policy = Some(policy);
+    let mut core = settled(&[t], &[container("c1", "t1", ContainerState::Running)]);
+    core.handle(at(1), Event::Session(false));
+    check(&inspected(&mut core, 2, failed("c1", "t1")), "wake 30\napplied 1");
+    core
+}
+
+fn failed(id: &str, task: &str) -> Container {
+    Container { exit_code: 3, ..container(id, task, ContainerState::Exited) }
+}
+
+const FAILED: &str = "report t1 failed \"started\" err \"task: non-zero exit (3)\" container c1 pid 0 exit 3\napplied 1";
+
+#[test]
+fn without_a_session_an_ended_container_is_started_again_as_the_policy_says_and_no_manager_hears_of_the_end() {
+    let mut core = ended_alone();
+    check(&core.handle(at(29), Event::Tick), "wake 30\napplied 1");
+    check(&core.handle(at(30), Event::Tick), "LogLocalRestart(t1)\n2: start c1\napplied 1");
+    // The leader is back in the middle of it: the task goes on, and its end is no one's to follow.
+    check(&core.handle(at(30), Event::Session(true)), "applied 1");
+    check(&core.handle(at(31), Event::Done("t1".into(), 2, Ok(None))), "Inspect(3, \"c1\")\napplied 1");
+    let mut again = container("c1", "t1", ContainerState::Running);
+    again.pid = 78;
+    check(&inspected(&mut core, 3, again), "report t1 running \"started\" container c1 pid 78 exit 0\napplied 1");
+    check(&inspected(&mut core, 4, failed("c1", "t1")), FAILED);
+}
+
+#[test]
+fn an_end_that_a_manager_may_know_is_not_followed_by_the_node() {
+    // A leader comes while the task waits for its delay.
+    let mut core = ended_alone();
+    check(&core.handle(at(25), Event::Session(true)), FAILED);
+    core.handle(at(26), Event::Session(false));
+    let later = text(&core.handle(at(90), Event::Tick));
+    assert!(!later.contains("start c1"), "{later}");
+    // Its attempts are used up.
+    let mut core = ended_alone();
+    core.handle(at(30), Event::Tick);
+    core.handle(at(30), Event::Done("t1".into(), 2, Ok(None)));
+    inspected(&mut core, 3, container("c1", "t1", ContainerState::Running));
+    check(&inspected(&mut core, 4, failed("c1", "t1")), FAILED);
 }

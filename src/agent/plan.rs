@@ -50,6 +50,15 @@ impl fmt::Display for TaskStep {
     }
 }
 
+/// From when on something may be decided.
+#[derive(Clone, Copy, Debug)]
+pub struct PlanTimes {
+    /// Containers of unknown tasks are removed.
+    pub remove_unassigned_from: Timestamp,
+    /// The node starts ended containers again; `None`: the managers decide what follows.
+    pub alone_from: Option<Timestamp>,
+}
+
 /// Plans for every task of the view, then for containers whose task is not in the view: those are removed, but not before
 /// `remove_unassigned_from` if no view of this run had the task.
 #[must_use]
@@ -57,17 +66,18 @@ pub fn plan(
     tasks: &BTreeMap<TaskId, Arc<Task>>,
     containers: &BTreeMap<TaskId, Container>,
     records: &BTreeMap<TaskId, TaskRecord>,
-    remove_unassigned_from: Timestamp,
+    times: PlanTimes,
     now: Timestamp,
 ) -> Vec<TaskStep> {
     let mut steps = Vec::new();
     let blank = TaskRecord::default();
     for (id, task) in tasks {
         let record = records.get(id).unwrap_or(&blank);
-        TaskPlanner { task, container: containers.get(id), record, now, status: record.status.clone(), steps: &mut steps }.plan();
+        let (container, status, alone_from) = (containers.get(id), record.status.clone(), times.alone_from);
+        TaskPlanner { task, container, record, now, alone_from, status, steps: &mut steps }.plan();
     }
     for (id, record) in records.iter().filter(|(id, _)| !tasks.contains_key(id)) {
-        leftover(id, containers.get(id), record, remove_unassigned_from, now, &mut steps);
+        leftover(id, containers.get(id), record, times.remove_unassigned_from, now, &mut steps);
     }
     steps
 }
@@ -100,6 +110,7 @@ struct TaskPlanner<'a> {
     container: Option<&'a Container>,
     record: &'a TaskRecord,
     now: Timestamp,
+    alone_from: Option<Timestamp>,
     /// The task's status, reports of this plan included.
     status: TaskStatus,
     steps: &'a mut Vec<TaskStep>,
@@ -210,19 +221,39 @@ impl TaskPlanner<'_> {
         if let Some(at) = self.task.not_before.filter(|at| *at > self.now) {
             return self.steps.push(TaskStep::Wake(at));
         }
+        if self.is_prepared() {
+            self.reach(TaskState::Starting, "starting");
+            self.run(StepKind::Start);
+        }
+    }
+
+    /// Whether the container may be started; takes the next step to that.
+    fn is_prepared(&mut self) -> bool {
         // The networks of an adopted container may have been removed.
         if self.wants_networks() {
-            return self.run(StepKind::Connect);
+            self.run(StepKind::Connect);
+            return false;
         }
         // They are in memory: a restart of the node has removed them.
         if self.wants_files() {
             match &self.record.missing {
-                Some(missing) => return self.wait_for(missing),
-                None => return self.run(StepKind::Files),
+                Some(missing) => self.wait_for(missing),
+                None => self.run(StepKind::Files),
             }
+            return false;
         }
-        self.reach(TaskState::Starting, "starting");
-        self.run(StepKind::Start);
+        true
+    }
+
+    /// Starts an ended container again when it is time, if that is this node's to decide. The managers go on to see the task as it was.
+    fn restart(&mut self, end: TaskState) -> bool {
+        let Some(at) = self.record.restarts.next(self.task, end, self.alone_from, self.now) else { return false };
+        if at > self.now {
+            self.steps.push(TaskStep::Wake(at));
+        } else if self.is_prepared() {
+            self.run(StepKind::Start);
+        }
+        true
     }
 
     /// Why the task waits longer than its restart policy says; empty if it does not.
@@ -287,6 +318,10 @@ impl TaskPlanner<'_> {
         } else {
             container.error.clone()
         };
+        let end = if container.exit_code == 0 && !self.record.unhealthy { TaskState::Complete } else { TaskState::Failed };
+        if self.restart(end) {
+            return;
+        }
         match (container.exit_code, self.record.unhealthy) {
             (0, false) => self.report(TaskState::Complete, "finished", ""),
             (0, true) => self.report(TaskState::Failed, "started", &cause),

@@ -40,6 +40,8 @@ pub struct AgentChannels {
     pub applied: watch::Sender<Revision>,
     /// Whether the engine answers.
     pub engine_answers: watch::Sender<bool>,
+    /// Whether a session with the leader is open.
+    pub session: watch::Receiver<bool>,
 }
 
 /// Runs the node's tasks until shut down; containers keep running then. Never fails: it waits for an engine that does not
@@ -51,13 +53,15 @@ pub async fn run(
     clock: Arc<dyn Clock>,
     shutdown: CancellationToken,
 ) {
-    let AgentChannels { mut view, status, applied, engine_answers } = channels;
+    let AgentChannels { mut view, status, applied, engine_answers, mut session } = channels;
     let (events, mut queue) = mpsc::channel(QUEUE);
     let watcher = tokio::spawn(watch_engine(config.me.clone(), engine.clone(), clock.clone(), events.clone()));
     let mut shell = AgentShell::new(config, engine, events, applied, engine_answers);
     let mut reports_open = true;
     let mut view_open = true;
+    let mut session_open = true;
     view.mark_changed();
+    session.mark_changed();
     loop {
         let until = shell.wake.map_or(TICK, |at| at.since(clock.now()).min(TICK));
         let event = tokio::select! {
@@ -69,6 +73,10 @@ pub async fn run(
                     Some(view) if view_open => Event::View(view),
                     _ => continue,
                 }
+            }
+            changed = session.changed(), if session_open => {
+                session_open = changed.is_ok();
+                Event::Session(*session.borrow_and_update())
             }
             permit = status.reserve(), if !shell.outbox.is_empty() && reports_open => {
                 match (permit, shell.outbox.pop_front()) {
@@ -175,6 +183,9 @@ impl AgentShell {
                 replace_if_changed(&self.engine_answers, true);
             }
             Effect::LogPullFailed(task, error) => tracing::info!(%task, %error, "the image cannot be pulled"),
+            Effect::LogLocalRestart(task) => {
+                tracing::warn!(%task, "its container has ended: started again by this node, no manager can be reached");
+            }
             Effect::LogRetry(task, kind, error) => tracing::info!(%task, ?kind, %error, "step failed, will be retried"),
         }
     }

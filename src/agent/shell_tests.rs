@@ -33,7 +33,8 @@ impl AgentFixture {
         let files = std::env::temp_dir().join(format!("skep-agent-files-{}", std::process::id()));
         let mut config = AgentConfig::new(NodeId::from(ME), "/run/docker.sock".into(), None, files, mtu);
         config.unassigned_grace = Duration::from_millis(300);
-        let channels = AgentChannels { view: views, status, applied: set_applied, engine_answers: watch::channel(true).0 };
+        let (session, engine_answers) = (watch::channel(true).1, watch::channel(true).0);
+        let channels = AgentChannels { view: views, status, applied: set_applied, engine_answers, session };
         tokio::spawn(run(config, channels, engine.clone(), Arc::new(SystemClock), shutdown.clone()));
         Self { engine, view, statuses, applied, last: BTreeMap::new(), shutdown, index: 0 }
     }

@@ -4,6 +4,7 @@
 use super::core::{Core, CoreConfig, Effect, Event, Job};
 use super::testing::{ME, network, on_network, task, view};
 use crate::model::container_spec::{FileTarget, SecretReference};
+use crate::model::task::RestartPolicy;
 use crate::model::{NodeId, Payload, PayloadId, Task, TaskId, TaskState, TaskStatus, Timestamp};
 use crate::runtime::{Container, ContainerState, EngineError, LocalNetwork};
 use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
@@ -30,7 +31,11 @@ struct Simulation {
     written: BTreeSet<TaskId>,
     /// Views have the secrets that tasks name.
     has_secrets: bool,
+    /// The core has a session with a manager.
+    session: bool,
     revision: u64,
+    /// Containers started again.
+    restarted: usize,
     log: Vec<String>,
 }
 
@@ -63,7 +68,9 @@ impl Simulation {
             kept: BTreeSet::new(),
             written: BTreeSet::new(),
             has_secrets: false,
+            session: true,
             revision: 0,
+            restarted: 0,
             log: Vec::new(),
         }
     }
@@ -86,6 +93,9 @@ impl Simulation {
                 }
                 Effect::Cancel(id, number) => {
                     self.calls.retain(|c| !matches!(c, Effect::Run(i, n, _) if *i == id && *n == number));
+                }
+                Effect::LogLocalRestart(id) => {
+                    assert!(!self.session, "{id} is started again beside the managers\n{}", self.log.join("\n"));
                 }
                 Effect::Run(..) | Effect::List(_) | Effect::Inspect(..) | Effect::ListNetworks(_) | Effect::RemoveNetwork(_) => {
                     self.log.push(format!("           {}", format!("{effect:?}").chars().take(60).collect::<String>()));
@@ -178,7 +188,10 @@ impl Simulation {
             Job::Start(id, plan) => {
                 self.needs_networks(&plan)?;
                 let c = self.containers.get_mut(&id).ok_or_else(|| EngineError::NotFound("No such container".into()))?;
-                assert_ne!(c.state, ContainerState::Exited, "{task} was started twice\n{}", self.log.join("\n"));
+                let is_final = self.reported.get(task).is_some_and(|status| status.state.is_final());
+                let again = c.state == ContainerState::Exited;
+                assert!(!again || !is_final, "{task} was started after its end was reported\n{}", self.log.join("\n"));
+                self.restarted += usize::from(again);
                 (c.state, c.pid) = (ContainerState::Running, 7);
                 self.answers.push(Event::Changed(id));
             }
@@ -213,6 +226,8 @@ impl Simulation {
                 if number % 2 == 0 {
                     t = on_network(t, &format!("n{}", number % 3), &format!("10.0.{}.{}/24", number % 3, number + 2));
                 }
+                let delay = Some(Duration::from_millis(500).into());
+                Arc::make_mut(&mut t.spec).restart_policy = Some(RestartPolicy { delay, ..RestartPolicy::default() });
                 if number % 3 == 0 {
                     Arc::make_mut(&mut t.spec).container_spec.secrets = vec![secret_reference()];
                 }
@@ -283,6 +298,11 @@ impl Simulation {
                 self.answers.retain(|a| !matches!(a, Event::Changed(_)));
                 self.handle(Event::EngineLost("gone".into()));
             }
+            // Gone for longer than a node waits for the managers.
+            17 if self.rng.random_ratio(1, if self.session { 2 } else { 8 }) => {
+                self.session = !self.session;
+                self.handle(Event::Session(self.session));
+            }
             18 if !self.up => {
                 self.up = true;
                 self.handle(Event::EngineBack);
@@ -295,6 +315,8 @@ impl Simulation {
     fn settle(&mut self) {
         self.up = true;
         self.has_secrets = true;
+        self.session = true;
+        self.handle(Event::Session(true));
         self.publish_view();
         self.handle(Event::EngineBack);
         for round in 0..400 {
@@ -347,6 +369,7 @@ impl Simulation {
 
 #[test]
 fn the_node_converges_to_its_desired_state_after_any_sequence_of_faults() {
+    let mut restarted = 0;
     for seed in 0..100 {
         let mut simulation = Simulation::new(seed);
         for _ in 0..300 {
@@ -354,5 +377,7 @@ fn the_node_converges_to_its_desired_state_after_any_sequence_of_faults() {
         }
         simulation.settle();
         simulation.check(seed);
+        restarted += simulation.restarted;
     }
+    assert!(restarted > 5, "{restarted} containers were started again without a manager");
 }

@@ -1,5 +1,6 @@
 //! What the agent remembers of a task between two events. Only data.
 
+use super::local_restarts::LocalRestarts;
 use crate::backoff::Backoff;
 use crate::model::{TaskState, TaskStatus, Timestamp};
 use std::time::Duration;
@@ -64,6 +65,8 @@ pub struct TaskRecord {
     pub retry_at: Option<Timestamp>,
     /// Failures in a row.
     pub failures: u32,
+    /// What was started again without a manager.
+    pub restarts: LocalRestarts,
 }
 
 /// Pauses between attempts after failures that are retried.

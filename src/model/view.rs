@@ -165,6 +165,9 @@ pub struct ClusterPart {
     /// Subnets of the networks that have one of each family, sorted.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub pairs: Vec<SubnetPair>,
+    /// Names of all networks: none of a node's own gets one. (Views of older managers do not say.)
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub network_names: BTreeSet<String>,
     /// All nodes, the receiving one included, sorted by id.
     pub nodes: Vec<Peer>,
     /// Ports published in mode `ingress`, sorted by protocol and port.
@@ -250,6 +253,7 @@ impl ClusterPart {
             pools: Vec::new(),
             subnets: Vec::new(),
             pairs: Vec::new(),
+            network_names: BTreeSet::new(),
             nodes: Vec::new(),
             ports: Vec::new(),
             counted: BTreeSet::new(),

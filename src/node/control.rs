@@ -66,6 +66,13 @@ impl NodeControl for DaemonControl {
         }
     }
 
+    fn knows_network(&self, name: &str) -> bool {
+        match self.0.lifecycle.state() {
+            MembershipState::Active(member) => member.view().is_some_and(|view| view.cluster.network_names.contains(name)),
+            _ => false,
+        }
+    }
+
     fn left_out(&self) -> Vec<UnwrittenObject> {
         match self.0.lifecycle.state() {
             MembershipState::Active(member) => member.leader_health.borrow().left_out.clone(),

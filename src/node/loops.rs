@@ -103,6 +103,8 @@ pub(super) struct LoopContext {
     pub mesh: Arc<Mesh>,
     /// Whether a session of this run has delivered a view. Until then the view is the ledger's, and may be out of date.
     pub has_session_view: watch::Sender<bool>,
+    /// Whether a session with the leader is open.
+    pub has_session: watch::Sender<bool>,
     pub supervisor: Supervisor,
 }
 
@@ -115,6 +117,7 @@ impl LoopContext {
             peers: network.peers.subscribe(),
             mesh: network.mesh.clone(),
             has_session_view: watch::channel(false).0,
+            has_session: watch::channel(false).0,
             supervisor: env.supervisor(),
         }
     }
@@ -291,7 +294,8 @@ fn start_agent(context: &LoopContext, applied: &mut AppliedRevisions) -> anyhow:
     let (context, applied) = (context.clone(), applied.channel(Loop::Agent));
     context.supervisor.clone().keep(Loop::Agent.name(), move || {
         let (status, applied, engine_answers) = (status.clone(), applied.clone(), answers.clone());
-        let channels = AgentChannels { view: context.view(), status, applied, engine_answers };
+        let session = context.has_session.subscribe();
+        let channels = AgentChannels { view: context.view(), status, applied, engine_answers, session };
         let env = &context.env;
         agent::run(config.clone(), channels, env.engine.clone(), env.clock.clone(), context.stop())
     });

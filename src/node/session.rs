@@ -75,6 +75,13 @@ pub(super) fn start(
         SessionRelay { view, delivered, incoming, outgoing: relay_outgoing, statuses, listens, loads, troubles, attachments };
     context.supervisor.once("relay", relay.run());
 
+    let (has_session, mut of_session) = (context.has_session.clone(), state.clone());
+    context.supervisor.once("has session", async move {
+        while of_session.changed().await.is_ok() {
+            replace_if_changed(&has_session, of_session.borrow_and_update().leader.is_some());
+        }
+    });
+
     let (reason, removed) = watch::channel(membership.removed.clone());
     if let Some(why) = membership.removed.clone() {
         // As it was before the daemon was started again: nothing of the swarm runs until the node leaves.

@@ -259,6 +259,7 @@ fn shallow_cluster(part: &ClusterPart) -> ClusterPart {
         pools: part.pools.clone(),
         subnets: part.subnets.clone(),
         pairs: part.pairs.clone(),
+        network_names: part.network_names.clone(),
         nodes: Vec::new(),
         ports: Vec::new(),
         counted: part.counted.clone(),

@@ -256,7 +256,7 @@ impl Core {
         RaftStatus {
             id: self.id,
             term: raft.term,
-            leader: Some(raft.leader_id).filter(|l| *l != 0),
+            leader: Some(raft.leader_id).filter(|id| *id != 0 && self.follows(*id)),
             is_leader: raft.state == StateRole::Leader && raft.apply_to_current_term(),
             applied: self.applied,
             last: (raft.raft_log.last_index(), raft.raft_log.last_term()),
@@ -266,6 +266,13 @@ impl Core {
             hears_majority: self.hears_majority(),
             problem: None,
         }
+    }
+
+    /// Whether the leader that raft remembers still counts. A manager that does not vote never stands for election, so that raft itself
+    /// forgets none there.
+    fn follows(&self, leader: u64) -> bool {
+        let votes = self.members.get_voters().contains(&self.id);
+        votes || leader == self.id || self.silence.get(&leader).is_some_and(|ticks| *ticks <= self.election_ticks.1)
     }
 
     /// Learners that have all that is committed, on the leader.
@@ -295,7 +302,8 @@ impl Core {
     /// a voter, and ignores the request.
     fn transfer_leadership(&mut self) {
         let raft = &self.raw.raft;
-        if raft.state != StateRole::Leader {
+        // Each request restarts the time after which a leader that hears no majority gives up: repeated ones would keep it for ever.
+        if raft.state != StateRole::Leader || !self.hears_majority() {
             return;
         }
         let matched = |id: &u64| raft.prs().get(*id).map_or(0, |progress| progress.matched);

@@ -189,11 +189,12 @@ fn exists(name: &str) -> ApiError {
     ApiError::new(StatusCode::CONFLICT, format!("network with name {name} already exists"))
 }
 
-/// The name, if a network of the swarm has it: on a worker as far as its engine has a part of that network.
+/// The name, if a network of the swarm has it: on a worker by its view, and by what its engine has.
 async fn swarm_network_named(request: &ApiRequest, name: &str) -> Option<String> {
     let taken = match store(request) {
         Some(store) => lookup::networks(&store).any(|n| n.spec.name == name),
         None if request.api.control.membership().local_state() == "inactive" => false,
+        None if request.api.control.knows_network(name) => true,
         None => engine_list(request).await.is_ok_and(|parts| parts.iter().any(|n| n["Name"].as_str() == Some(name))),
     };
     taken.then(|| name.to_owned())

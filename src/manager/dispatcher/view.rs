@@ -121,9 +121,10 @@ pub(super) fn cluster_head(store: &Store) -> Option<ClusterPart> {
     subnets.sort();
     let mut pairs: Vec<_> = store.networks().filter_map(Network::pair).collect();
     pairs.sort();
+    let network_names = store.networks().filter(|network| !network.removing).map(|network| network.spec.name.clone()).collect();
     let counted = store.autoscaled_services().map(|service| service.id.clone()).collect();
     let trust = cluster.trust_bundle().map(Arc::new);
-    Some(ClusterPart { pools, subnets, pairs, counted, trust, ..ClusterPart::new(cluster.mesh) })
+    Some(ClusterPart { pools, subnets, pairs, network_names, counted, trust, ..ClusterPart::new(cluster.mesh) })
 }
 
 /// What nodes serve of the certificates by ACME.

@@ -1,9 +1,9 @@
 //! Whether and when a new task follows one that ended. Decided from the task objects alone, so that a new leader decides
 //! the same; the reaper keeps as many of them as that takes.
 
-use crate::backoff::Backoff;
-use crate::model::task::{DEFAULT_RESTART_DELAY, EarlierFailures, RestartCondition};
-use crate::model::{Nanos, Task, TaskState, Timestamp};
+use crate::model::restart::RAN_WELL;
+use crate::model::task::{EarlierFailures, RestartCondition};
+use crate::model::{Task, TaskState, Timestamp};
 use std::time::Duration;
 
 /// True if the container ended without being asked to, or could not be run at all. An eviction is a move.
@@ -20,17 +20,10 @@ pub(super) fn should_restart(task: &Task, slot: &[&Task], now: Timestamp) -> boo
         return true;
     }
     let policy = task.spec.restart_policy.clone().unwrap_or_default();
-    match policy.condition.unwrap_or_default() {
-        RestartCondition::None => return false,
-        RestartCondition::OnFailure if task.status.state == TaskState::Complete => return false,
-        RestartCondition::OnFailure | RestartCondition::Any => {}
+    if !policy.follows(task.status.state) {
+        return false;
     }
-    let max = policy.max_attempts.unwrap_or(0);
-    if max == 0 {
-        return true;
-    }
-    let window = policy.window.map(Nanos::duration).filter(|w| !w.is_zero());
-    attempts(task, slot, window.map(|w| (now, w))) < max
+    policy.limit().is_none_or(|max| attempts(task, slot, policy.counted_in().map(|window| (now, window))) < max)
 }
 
 /// Restarts up to this task: tasks of the same template whose predecessor ended on its own. With a window only those
@@ -46,13 +39,6 @@ fn attempts(task: &Task, slot: &[&Task], window: Option<(Timestamp, Duration)>) 
     });
     restarts.count() as u64
 }
-
-/// A task that ran for so long before it failed ran well: it is not part of a crash loop.
-const RAN_WELL: Duration = Duration::from_mins(1);
-/// Longest delay in a crash loop, unless the policy's own is longer.
-const LONGEST_DELAY: Duration = Duration::from_mins(1);
-/// A shorter delay of the policy grows from this one.
-const SHORTEST_GROWN: Duration = Duration::from_secs(1);
 
 /// Failures in a row up to this task, which has ended or lost its node: what its successor of this version of the spec is
 /// created with.
@@ -76,10 +62,7 @@ pub(super) fn failures_after(task: &Task, spec_version: u64, now: Timestamp) -> 
 
 /// Time between the end of a task and the start of the next one. It grows in a crash loop.
 pub(super) fn delay(task: &Task, failures: &EarlierFailures) -> Duration {
-    let policy = task.spec.restart_policy.as_ref();
-    let configured = policy.and_then(|p| p.delay).map_or(DEFAULT_RESTART_DELAY, Nanos::duration);
-    let growth = Backoff::new(configured.max(SHORTEST_GROWN) * 2, configured.max(LONGEST_DELAY));
-    growth.pause(failures.count.saturating_sub(EarlierFailures::PATIENCE)).max(configured)
+    task.spec.restart_policy.clone().unwrap_or_default().pause(failures.count)
 }
 
 /// The task counts as an attempt when it is decided what follows another one of its slot.
@@ -91,7 +74,7 @@ pub fn is_attempt(task: &Task, newest: &Task) -> bool {
 /// limited.
 pub fn history_needed(task: &Task) -> Option<usize> {
     let policy = task.spec.restart_policy.as_ref()?;
-    let max = policy.max_attempts.filter(|m| *m > 0)?;
+    let max = policy.limit()?;
     (policy.condition.unwrap_or_default() != RestartCondition::None)
         .then(|| usize::try_from(max.saturating_add(1)).unwrap_or(usize::MAX))
 }

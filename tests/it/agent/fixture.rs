@@ -171,7 +171,8 @@ impl AgentFixture {
         let mut config = AgentConfig::new(NodeId::from(ME), self.host.engine_socket(), skep, files, self.mtu.subscribe());
         config.unassigned_grace = Duration::from_millis(500);
         let applied = watch::channel(Revision::default()).0;
-        let channels = AgentChannels { view: self.view.subscribe(), status, applied, engine_answers: watch::channel(true).0 };
+        let (session, engine_answers) = (watch::channel(true).1, watch::channel(true).0);
+        let channels = AgentChannels { view: self.view.subscribe(), status, applied, engine_answers, session };
         tokio::spawn(run(config, channels, self.engine.clone(), Arc::new(SystemClock), self.agent.clone()));
     }
 

@@ -122,6 +122,9 @@ impl NodeControl for FakeNode {
     fn leaderless_since(&self) -> Option<Timestamp> {
         *self.leaderless.lock().unwrap()
     }
+    fn knows_network(&self, name: &str) -> bool {
+        name == "known"
+    }
     fn left_out(&self) -> Vec<UnwrittenObject> {
         Vec::new()
     }

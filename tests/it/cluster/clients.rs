@@ -45,6 +45,7 @@ impl World {
         let store = manager.running.as_ref().unwrap().store.clone();
         let Some(action) = self.draw_write(&store, now) else { return };
         let operation = self.next_number();
+        self.check_read(id);
         self.history.begin(operation, self.now, at, store.index());
         self.submit(at, operation, Transaction::new(now, vec![action]));
     }

@@ -5,7 +5,7 @@
 use super::world::Process;
 use skep::model::Timestamp;
 use skep::store::Store;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::time::Duration;
 
@@ -56,6 +56,8 @@ pub struct History {
     seen: BTreeMap<Process, u64>,
     /// Snapshots that managers got from another one.
     pub transfers: u64,
+    /// Every raft id that the store ever had.
+    raft_ids: BTreeSet<u64>,
 }
 
 fn digest(bytes: &[u8]) -> u64 {
@@ -84,6 +86,15 @@ impl History {
         }
         self.entries.insert(index, Entry { operation, data, outcome: outcome.clone() });
         true
+    }
+
+    /// An entry's effect on the managers' raft ids: one is given once, for good.
+    pub fn named(&mut self, before: &Store, after: &Store) {
+        let ids =
+            |store: &Store| -> BTreeSet<u64> { store.nodes().filter_map(|node| Some(node.manager.as_ref()?.raft_id)).collect() };
+        for id in ids(after).difference(&ids(before)) {
+            assert!(self.raft_ids.insert(*id), "the raft id {id} is used again");
+        }
     }
 
     /// A manager's state after an entry.

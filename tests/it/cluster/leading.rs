@@ -13,7 +13,7 @@ use skep::manager::{LowestApplied, SessionId, roles};
 use skep::model::{NodeId, Revision, Timestamp};
 use skep::protocol::{ToManager, ToNode};
 use skep::raft::Log;
-use skep::store::{StoreError, Transaction};
+use skep::store::{Action, Object, StoreError, Transaction};
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -96,8 +96,12 @@ impl World {
         let base = running.store.index();
         let members: Vec<u64> = [status.voters.clone(), status.learners.clone()].concat();
         let change = roles::next_change(&running.store, &status);
-        let transfers = roles::transfers_leadership(&running.store, &status);
-        let promoted = roles::plan(&running.store, &members, &mut self.rng);
+        let leads_on = self.mutant == Some(Mutant::DemotedLeaderLeadsOn);
+        let transfers = roles::transfers_leadership(&running.store, &status) && !leads_on;
+        let mut promoted = roles::plan(&running.store, &members, &mut self.rng);
+        if self.mutant == Some(Mutant::RaftIdsAreUsedAgain) {
+            promoted.iter_mut().for_each(name_as_before);
+        }
         self.session_effects(id, effects);
         if !plan.is_empty() {
             self.running(id).leading.as_mut().unwrap().writing = Some(now);
@@ -145,7 +149,7 @@ impl World {
         }
         for gone in gone {
             self.faults.removed.insert(gone);
-            self.crash(gone);
+            self.crash(gone, false);
             self.managers.remove(&gone);
         }
     }
@@ -196,5 +200,15 @@ impl World {
 
     fn end_session(&mut self, id: u64, node: &NodeId, session: SessionId) {
         self.send(&End::Manager(id), &End::Node(node.clone()), true, Due::SessionEnded(node.clone(), session));
+    }
+}
+
+/// A promoted node gets the raft id that it had before, by its number.
+fn name_as_before(action: &mut Action) {
+    if let Action::Update(Object::Node(node)) = action
+        && let Some(manager) = &mut node.manager
+        && manager.raft_id > 1
+    {
+        manager.raft_id = 1000 + node.id.as_str().trim_start_matches('n').parse::<u64>().unwrap();
     }
 }

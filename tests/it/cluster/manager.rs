@@ -2,18 +2,22 @@
 
 use super::history::Outcome;
 use super::leading::Leading;
-use super::mutants::Mutant;
+use super::mutants::{self, Mutant};
 use super::world::{Due, End, Process, TICK, World};
 use rand::Rng;
 use serde::{Deserialize, Serialize};
 use skep::manager::invariants;
+use skep::model::Timestamp;
 use skep::raft::{Core, Effect, Event, Log, LogBatch, RaftConfig, RaftError, RaftStatus};
 use skep::store::{Store, StoreError, Transaction};
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
+use std::time::Duration;
 
 const SNAPSHOT_EVERY: u64 = 40;
 const KEEP: u64 = 10;
+/// How long a manager may take to see that it has no majority. A slow disk makes it later.
+const UNMARKED: Duration = Duration::from_secs(3);
 
 /// What a log entry contains.
 #[derive(Serialize, Deserialize)]
@@ -49,6 +53,12 @@ pub struct RunningManager {
     pub outcomes: BTreeMap<u64, Outcome>,
     /// What the disk has is restored and applied.
     has_started: bool,
+    /// When another manager was heard last.
+    pub heard: Timestamp,
+    /// Since when it knows no leader, as production finds it out.
+    leaderless: Option<Timestamp>,
+    /// The state before the last entry.
+    before: Arc<Store>,
 }
 
 impl RunningManager {
@@ -103,6 +113,9 @@ impl World {
             waiters: BTreeMap::new(),
             outcomes: BTreeMap::new(),
             has_started: false,
+            heard: self.now,
+            leaderless: None,
+            before: Arc::default(),
         });
         let process = manager.process();
         self.note(&("boot", process));
@@ -114,8 +127,7 @@ impl World {
     }
 
     /// Ends the process. A write under way may have become durable all the same.
-    pub fn crash(&mut self, id: u64) {
-        let durable = self.rng.random_bool(0.5);
+    pub fn crash(&mut self, id: u64, durable: bool) {
         let manager = self.managers.get_mut(&id).expect("a manager");
         if let Some(batch) = manager.running.take().and_then(|running| running.writing).filter(|_| durable) {
             manager.disk.write(&batch);
@@ -197,8 +209,10 @@ impl World {
                 if self.mutant == Some(Mutant::SnapshotIsNotRestored) && self.managers[&id].boot > 1 {
                     return;
                 }
-                let store = if bytes.is_empty() { Store::default() } else { Store::restore(&bytes).expect("a snapshot") };
                 let is_own = !self.running(id).has_started;
+                let is_cut = self.mutant == Some(Mutant::SnapshotWithoutItsEnd) && !is_own;
+                let bytes = if is_cut { mutants::without_its_end(&bytes).into() } else { bytes };
+                let store = if bytes.is_empty() { Store::default() } else { Store::restore(&bytes).expect("a snapshot") };
                 self.history.restored(index, &store, is_own);
                 self.running(id).store = Arc::new(store);
                 self.store_changed(id);
@@ -213,7 +227,9 @@ impl World {
                 self.ended(id, ticket, outcome, None);
             }
             Effect::Snapshot { index } => {
-                let bytes = self.running(id).store.snapshot();
+                let is_earlier = self.mutant == Some(Mutant::SnapshotOfAnEarlierState);
+                let running = self.running(id);
+                let bytes = if is_earlier { running.before.snapshot() } else { running.store.snapshot() };
                 let (process, ms) = (self.managers[&id].process(), self.rng.random_range(1..60));
                 self.later(ms, Due::SnapshotMade(process, index, bytes));
             }
@@ -226,10 +242,13 @@ impl World {
 
     fn persist(&mut self, id: u64, mut batch: LogBatch) {
         if let Some(mutant) = self.mutant {
-            mutant.change_batch(&mut batch);
+            mutant.change_batch(&mut batch, self.managers[&id].disk.last());
         }
         let slow = self.faults.slow_disks.contains(&id);
-        let ms = if slow { self.rng.random_range(20..400) } else { self.rng.random_range(0..4) };
+        let mut ms = if slow { self.rng.random_range(20..400) } else { self.rng.random_range(0..4) };
+        if self.write_is_watched(id) {
+            ms += 1;
+        }
         let manager = self.managers.get_mut(&id).unwrap();
         if ms == 0 {
             return manager.disk.write(&batch);
@@ -249,6 +268,7 @@ impl World {
             }
         }
         self.later(ms, Due::Written(process));
+        self.fault_of_write(process, ms);
     }
 
     fn apply(&mut self, id: u64, index: u64, data: &[u8], ticket: Option<u64>) {
@@ -262,7 +282,7 @@ impl World {
         let mut next = (*before).clone();
         let mut transaction = entry.transaction;
         if self.mutant == Some(Mutant::ApplyReadsTheClock) {
-            transaction.at = self.now.plus(std::time::Duration::from_millis(ahead));
+            transaction.at = self.now.plus(Duration::from_millis(ahead));
         }
         let applied = next.apply(index, &transaction);
         let outcome = match &applied {
@@ -273,10 +293,12 @@ impl World {
         if is_first {
             let wrong: Vec<String> = [invariants::check(&next), invariants::check_step(&before, &next)].concat();
             assert!(wrong.is_empty(), "seed {}: entry {index}: {wrong:#?}\n{}", self.seed, self.dump());
+            self.history.named(&before, &next);
         }
         self.history.state(index, &next);
         let running = self.running(id);
         running.store = Arc::new(next);
+        running.before = before;
         if entry.operation > 0 {
             running.outcomes.insert(entry.operation, outcome.clone());
         }
@@ -297,11 +319,24 @@ impl World {
     }
 
     fn check_raft(&mut self, id: u64) {
-        let Some(running) = self.managers.get(&id).and_then(|manager| manager.running.as_ref()) else { return };
+        let (now, marks) = (self.now, self.mutant != Some(Mutant::OldReadsAreNotMarked));
+        let Some(running) = self.managers.get_mut(&id).and_then(|manager| manager.running.as_mut()) else { return };
         let status = running.core.status();
+        running.leaderless = if status.leader.is_some() { None } else { running.leaderless.or(Some(now)).filter(|_| marks) };
         if status.is_leader {
             self.history.leads(status.term, id);
         }
+    }
+
+    /// What a manager shows after it has heard no other one for long is marked as old.
+    pub fn check_read(&self, id: u64) {
+        let running = self.managers[&id].running.as_ref().expect("a manager that runs");
+        let alone = self.now.since(running.heard);
+        assert!(
+            alone < UNMARKED || running.leaderless.is_some(),
+            "manager {id} has heard no other one for {alone:?}, and what it shows is not marked as old: {:?}",
+            running.core.status()
+        );
     }
 }
 

@@ -1,5 +1,6 @@
 //! Faults of skep itself, put between its cores and the simulated machine: each must be found.
 
+use serde_json::Value;
 use skep::raft::LogBatch;
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -22,10 +23,17 @@ pub enum Mutant {
     JudgesAtOnceAfterTakeOver,
     LeadsOn,
     ForwardedTwiceIsWrittenTwice,
+    SnapshotOfAnEarlierState,
+    SnapshotWithoutItsEnd,
+    CompactsWithoutItsSnapshot,
+    EntriesAreNotReplaced,
+    DemotedLeaderLeadsOn,
+    RaftIdsAreUsedAgain,
+    OldReadsAreNotMarked,
 }
 
 impl Mutant {
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 25] = [
         Self::TermIsNotDurable,
         Self::EntriesAreNotDurable,
         Self::CommitIsAheadOfTheLog,
@@ -44,11 +52,20 @@ impl Mutant {
         Self::JudgesAtOnceAfterTakeOver,
         Self::LeadsOn,
         Self::ForwardedTwiceIsWrittenTwice,
+        Self::SnapshotOfAnEarlierState,
+        Self::SnapshotWithoutItsEnd,
+        Self::CompactsWithoutItsSnapshot,
+        Self::EntriesAreNotReplaced,
+        Self::DemotedLeaderLeadsOn,
+        Self::RaftIdsAreUsedAgain,
+        Self::OldReadsAreNotMarked,
     ];
 
-    /// What becomes durable instead.
-    pub fn change_batch(self, batch: &mut LogBatch) {
+    /// What becomes durable instead, on a disk whose last entry is that one.
+    pub fn change_batch(self, batch: &mut LogBatch, last: u64) {
         match self {
+            Self::CompactsWithoutItsSnapshot if batch.compacted.is_some() => batch.snapshot = None,
+            Self::EntriesAreNotReplaced if !batch.reset => batch.entries.retain(|entry| entry.index > last),
             Self::TermIsNotDurable => {
                 if let Some(state) = &mut batch.hard_state {
                     (state.term, state.vote) = (state.term.min(1), 0);
@@ -68,4 +85,17 @@ impl Mutant {
             _ => {}
         }
     }
+}
+
+/// A snapshot of which the end is missing, that looks like a whole one: its last task, or service, is not there.
+pub fn without_its_end(snapshot: &[u8]) -> Vec<u8> {
+    let mut document: Value = serde_json::from_slice(snapshot).unwrap();
+    for kind in ["tasks", "services"] {
+        let table = document["store"][kind].as_object_mut().unwrap_or_else(|| panic!("{kind} are an object by id"));
+        if let Some(last) = table.keys().next_back().cloned() {
+            table.remove(&last);
+            break;
+        }
+    }
+    serde_json::to_vec(&document).unwrap()
 }

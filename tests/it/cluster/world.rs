@@ -36,6 +36,9 @@ pub enum Due {
     /// A write to the disk has ended.
     Written(Process),
     SnapshotMade(Process, u64, Vec<u8>),
+    WriteFails(Process),
+    /// The process ends in a write, for so long in milliseconds.
+    EndsInWrite(Process, u64),
     Raft {
         from: u64,
         to: u64,
@@ -233,9 +236,12 @@ impl World {
             Due::Raft { from, to, message } => {
                 // The members of a raft know each other's keys: one that was removed is not answered.
                 if self.managers.get(&to).is_some_and(|manager| manager.running.is_some()) && self.managers.contains_key(&from) {
+                    self.running(to).heard = self.now;
                     self.raft_event(to, skep::raft::Event::Message(message));
                 }
             }
+            Due::WriteFails(process) => self.write_fails(process),
+            Due::EndsInWrite(process, ms) => self.ends_in_write(process, ms),
             Due::Boot(id) => self.boot(id),
             Due::Opened(process, node, session, hello) => self.session_opened(process, node, session, *hello),
             Due::ToManager(process, session, message) => self.session_message(process, session, *message),

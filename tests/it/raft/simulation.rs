@@ -396,6 +396,38 @@ fn a_learner_gets_the_log_and_is_promoted() {
 }
 
 #[test]
+fn a_leader_that_is_cut_off_gives_up_also_while_it_is_to_hand_over() {
+    let mut network = SimulatedNetwork::with_three_voters(12);
+    let leader = network.leader().expect("leader");
+    network.disconnected.insert(leader);
+    for _ in 0..30 {
+        network.handle(leader, Event::TransferLeadership);
+        network.handle(leader, Event::Tick);
+        network.handle(leader, Event::Tick);
+    }
+    assert_eq!(network.status(leader).leader, None);
+    network.disconnected.clear();
+    network.settle(SimulatedNetwork::agree);
+}
+
+#[test]
+fn a_manager_that_does_not_vote_forgets_a_leader_that_is_silent() {
+    let mut network = SimulatedNetwork::new(6);
+    network.boot(2, Log::default());
+    network.change(MembershipChange::AddLearner(2));
+    network.settle(SimulatedNetwork::agree);
+    assert_eq!(network.status(2).leader, Some(1));
+    network.disconnected.insert(1);
+    for _ in 0..40 {
+        network.handle(2, Event::Tick);
+    }
+    // What it has may be old: it says so to those who read, and refuses to write.
+    assert_eq!(network.status(2).leader, None);
+    network.disconnected.clear();
+    network.settle(|network| network.status(2).leader == Some(1));
+}
+
+#[test]
 fn a_manager_that_crashed_right_after_a_second_one_was_added_does_not_lead_alone() {
     let mut network = SimulatedNetwork::new(7);
     network.boot(2, Log::default());

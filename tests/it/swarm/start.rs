@@ -92,3 +92,82 @@ async fn a_worker_without_its_ledger_finds_its_managers_and_a_node_without_its_e
     swarm.ready(2).await;
     swarm.stop().await;
 }
+
+/// Ends the container of every task on a host, as a crash does.
+async fn kill_tasks(host: &Host) -> Vec<String> {
+    let mut list = host.engine_cli();
+    let ids = skep::lab::output(list.args(["ps", "-q", "--no-trunc", "--filter", "label=com.docker.swarm.task.id"]))
+        .await
+        .expect("ids");
+    let ids: Vec<String> = ids.lines().map(str::to_owned).collect();
+    // Not by the engine: that waits for the daemon, which may be away.
+    let line = "{{.State.Pid}}";
+    let pids = skep::lab::output(host.engine_cli().args(["inspect", "-f", line]).args(&ids)).await.expect("pids");
+    host.run(&format!("kill -9 {}", pids.replace('\n', " "))).await.expect("killed");
+    ids
+}
+
+/// Waits until the text of a host's session begins so.
+async fn session_is(host: &Host, begin: &str) {
+    within(15, "a session", || async {
+        let session = status(host).await["session"].clone();
+        anyhow::ensure!(session.as_str().is_some_and(|text| text.starts_with(begin)), "{session}");
+        Ok(())
+    })
+    .await;
+}
+
+async fn run_again(host: &Host, containers: &[String], what: &str) {
+    within(30, what, || async {
+        let line = "{{.State.Running}}";
+        let states = skep::lab::output(host.engine_cli().args(["inspect", "-f", line]).args(containers)).await?;
+        anyhow::ensure!(states.lines().all(|state| state == "true"), "{states}{}", host.log_tail());
+        Ok(())
+    })
+    .await;
+    within(20, "their port", || ask(host, (host.address(), 8080).into())).await;
+}
+
+#[tokio::test]
+async fn tasks_that_crash_while_there_is_no_leader_are_started_again_by_their_node_and_counted_by_no_manager() {
+    let mut swarm = swarm("alone", 2, "").await;
+    swarm.hosts[0].docker_run("network create -d overlay back").await.expect("a network");
+    swarm.hosts[0].docker_run("node update --availability drain n1").await.expect("drained");
+    let policy = json!({ "Condition": "any", "Delay": 1_000_000_000 });
+    swarm.service("web", 2, Some(8080), json!({ "RestartPolicy": policy })).await;
+    let before = swarm.running("web", 2).await;
+    swarm.hosts[0].stop_daemon(true).await.expect("killed");
+    session_is(&swarm.hosts[1], "none").await;
+    let worker = &swarm.hosts[1];
+    let containers = kill_tasks(worker).await;
+    assert_eq!(containers.len(), 2);
+    run_again(worker, &containers, "the containers that crashed").await;
+    // No network of its own gets the name of one of the swarm, whether or not its engine has a part of that.
+    let refused = worker.docker_run("network create back").await.expect_err("refused");
+    assert!(format!("{refused:#}").contains("network with name back already exists"), "{refused:#}");
+
+    // A node that is started again: its containers have ended meanwhile.
+    swarm.hosts[1].stop_daemon(true).await.expect("killed");
+    kill_tasks(&swarm.hosts[1]).await;
+    start(&mut swarm.hosts[1]).await;
+    run_again(&swarm.hosts[1], &containers, "the containers of a node that has started").await;
+
+    // The leader is back: the tasks are those that there were, and no manager has replaced one.
+    start(&mut swarm.hosts[0]).await;
+    session_is(&swarm.hosts[1], "with").await;
+    swarm.ready(2).await;
+    let ids = |tasks: &[Value]| tasks.iter().map(|t| t["ID"].to_string()).collect::<std::collections::BTreeSet<_>>();
+    assert_eq!(ids(&swarm.running("web", 2).await), ids(&before));
+    assert_eq!(ids(&swarm.tasks("web").await), ids(&before));
+    assert_eq!(kill_tasks(&swarm.hosts[1]).await.len(), 2, "no second copies");
+    // From now on the managers decide.
+    within(30, "tasks that the managers have made", || async {
+        let tasks = swarm.tasks("web").await;
+        let failed = tasks.iter().filter(|task| task["Status"]["State"] == "failed").count();
+        anyhow::ensure!(failed == 2, "{tasks:#?}");
+        Ok(())
+    })
+    .await;
+    swarm.running("web", 2).await;
+    swarm.stop().await;
+}
