@@ -1,9 +1,9 @@
 //! What tasks get to know of the client: `X-Forwarded-*`, `Forwarded`, `X-Real-IP`, a request id and a trace.
 
 use super::limits::HttpLimits;
-use axum::http::HeaderName;
-use pingora::Result;
+use axum::http::{HeaderName, HeaderValue};
 use pingora::http::RequestHeader;
+use pingora::{ErrorType, OrErr as _, Result};
 use std::fmt::Write as _;
 use std::net::IpAddr;
 
@@ -83,7 +83,10 @@ pub(super) fn requester(
 /// # Errors
 /// A header that cannot be set.
 pub(super) fn set(request: &mut RequestHeader, requester: &Requester, request_id: &str) -> Result<()> {
-    let same = |name: &str| OWN.iter().any(|own| own.bytes().eq(name.bytes().map(|byte| if byte == b'_' { b'-' } else { byte })));
+    let same = |name: &str| {
+        let bytes = || name.bytes().map(|byte| if byte == b'_' { b'-' } else { byte });
+        OWN.iter().any(|own| own.len() == name.len() && own.bytes().eq(bytes()))
+    };
     let names = request.headers.keys().map(HeaderName::as_str);
     let spoofed: Vec<String> = names.filter(|name| same(name)).map(str::to_owned).collect();
     for name in spoofed {
@@ -91,13 +94,18 @@ pub(super) fn set(request: &mut RequestHeader, requester: &Requester, request_id
     }
     let proto = if requester.tls { "https" } else { "http" };
     if let Some(client) = requester.client {
-        let chain: Vec<String> = requester.chain.iter().map(ToString::to_string).collect();
-        request.insert_header("x-forwarded-for", chain.join(", "))?;
-        request.insert_header("x-real-ip", client.to_string())?;
+        let text = HeaderValue::try_from(client.to_string()).or_err(ErrorType::InternalError, "an address")?;
+        if requester.chain == [client] {
+            request.insert_header("x-forwarded-for", text.clone())?;
+        } else {
+            let chain: Vec<String> = requester.chain.iter().map(ToString::to_string).collect();
+            request.insert_header("x-forwarded-for", chain.join(", "))?;
+        }
+        request.insert_header("x-real-ip", text)?;
     }
     request.insert_header("x-forwarded-proto", proto)?;
     request.insert_header("x-forwarded-host", requester.host.as_str())?;
-    request.insert_header("x-forwarded-port", requester.port.to_string())?;
+    request.insert_header("x-forwarded-port", HeaderValue::from(requester.port))?;
     request.insert_header("forwarded", forwarded(requester, proto))?;
     request.insert_header("x-request-id", request_id)?;
     if !text(request, "traceparent").is_some_and(is_trace) {
@@ -120,9 +128,12 @@ fn forwarded(requester: &Requester, proto: &str) -> String {
     let separator = if out.is_empty() { "" } else { ";" };
     let is_token =
         !requester.host.is_empty() && requester.host.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-._".contains(&byte));
-    let quoted: String = requester.host.chars().filter(|c| !matches!(c, '"' | '\\')).collect();
-    let host = if is_token { quoted } else { format!("\"{quoted}\"") };
-    let _ = write!(out, "{separator}host={host};proto={proto}");
+    let _ = if is_token {
+        write!(out, "{separator}host={};proto={proto}", requester.host)
+    } else {
+        let quoted: String = requester.host.chars().filter(|c| !matches!(c, '"' | '\\')).collect();
+        write!(out, "{separator}host=\"{quoted}\";proto={proto}")
+    };
     out
 }
 

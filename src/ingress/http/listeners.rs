@@ -95,6 +95,9 @@ impl Listeners {
             Some(socket) => socket,
             None => HereSockets.listen(address)?,
         };
+        // Connections that are accepted have these too.
+        socket2::SockRef::from(&socket).set_tcp_nodelay(true)?;
+        socket2::SockRef::from(&socket).set_tcp_keepalive(&KEEPALIVE)?;
         socket2::SockRef::from(&socket).listen(BACKLOG)?;
         socket.set_nonblocking(true)?;
         let accepting = tokio::net::TcpListener::from_std(socket.try_clone()?)?;
@@ -147,8 +150,6 @@ async fn accept(
         };
         match accepted {
             Ok((stream, peer)) => {
-                let _ = stream.set_nodelay(true);
-                let _ = socket2::SockRef::from(&stream).set_tcp_keepalive(&KEEPALIVE);
                 tokio::spawn(app.clone().serve(stream, peer, tls.clone(), stop.clone()));
             }
             Err(error) => {
