@@ -8,6 +8,7 @@
 
 mod access_log;
 mod answer_body;
+mod answer_head;
 mod app;
 mod certificates;
 mod certified;

@@ -1,8 +1,9 @@
 //! Where the body of an answer over HTTP/1 ends, and what of the bytes that came belongs to it. Pure.
 
+use super::answer_head::AnswerHead;
 use axum::http::header::{CONNECTION, CONTENT_LENGTH, TRANSFER_ENCODING};
 use bytes::{Buf as _, Bytes, BytesMut};
-use pingora::http::{Method, ResponseHeader, Version};
+use pingora::http::Method;
 
 /// Bytes of a line between chunks.
 const MOST_LINE: usize = 4 << 10;
@@ -30,20 +31,21 @@ pub(super) enum BodyPart {
     End,
 }
 
-/// What follows a head, from the fields of it; and whether the connection can be used again then. An error says why the head has no
-/// meaning.
-pub(super) fn of(head: &mut ResponseHeader, method: &Method) -> Result<(AnswerBody, bool), &'static str> {
-    let is_coded = head.headers.contains_key(TRANSFER_ENCODING);
-    let length = if is_coded { None } else { length(head)? };
+/// What follows a head, from the fields of it; and whether the connection can be used again then.
+///
+/// # Errors
+/// Why the head has no meaning.
+pub(super) fn of(head: &mut AnswerHead, method: &Method) -> Result<(AnswerBody, bool), &'static str> {
+    let is_coded = head.has(&TRANSFER_ENCODING);
+    let length = if is_coded { None } else { head.length()? };
     if is_coded {
-        head.remove_header(&CONTENT_LENGTH);
+        head.remove(&CONTENT_LENGTH);
     }
     let body = if *method == Method::HEAD || matches!(head.status.as_u16(), 100..=199 | 204 | 304) {
         AnswerBody::Ended
     } else if is_coded {
-        let last = head.headers.get_all(TRANSFER_ENCODING).iter().next_back().and_then(|value| value.to_str().ok());
-        let last = last.and_then(|codings| codings.rsplit(',').next()).map(str::trim);
-        let is_chunked = last.is_some_and(|coding| coding.eq_ignore_ascii_case("chunked"));
+        let last = head.all(&TRANSFER_ENCODING).next_back().and_then(|codings| codings.rsplit(|byte| *byte == b',').next());
+        let is_chunked = last.is_some_and(|coding| coding.trim_ascii().eq_ignore_ascii_case(b"chunked"));
         if is_chunked { AnswerBody::Size } else { AnswerBody::Connection }
     } else {
         match length {
@@ -52,30 +54,12 @@ pub(super) fn of(head: &mut ResponseHeader, method: &Method) -> Result<(AnswerBo
             None => AnswerBody::Connection,
         }
     };
-    let is_old = head.version != Version::HTTP_11;
-    let says = |word: &str| {
-        let values = head.headers.get_all(CONNECTION).into_iter().filter_map(|value| value.to_str().ok());
-        values.flat_map(|value| value.split(',')).any(|token| token.trim().eq_ignore_ascii_case(word))
+    let says = |word: &[u8]| {
+        let tokens = head.all(&CONNECTION).flat_map(|value| value.split(|byte| *byte == b','));
+        tokens.map(<[u8]>::trim_ascii).any(|token| token.eq_ignore_ascii_case(word))
     };
-    let is_kept = if is_old { says("keep-alive") && !is_coded } else { !says("close") };
+    let is_kept = if head.is_old { says(b"keep-alive") && !is_coded } else { !says(b"close") };
     Ok((body, is_kept && body != AnswerBody::Connection))
-}
-
-/// The length that the head says, once or several times the same.
-fn length(head: &ResponseHeader) -> Result<Option<u64>, &'static str> {
-    let mut found = None;
-    for value in head.headers.get_all(CONTENT_LENGTH) {
-        for text in value.as_bytes().split(|byte| *byte == b',').map(<[u8]>::trim_ascii) {
-            let is_number = !text.is_empty() && text.iter().all(u8::is_ascii_digit);
-            let number = std::str::from_utf8(text).ok().filter(|_| is_number).and_then(|text| text.parse::<u64>().ok());
-            let number = number.ok_or("the length of the answer is no number")?;
-            if found.is_some_and(|before| before != number) {
-                return Err("the answer has several lengths");
-            }
-            found = Some(number);
-        }
-    }
-    Ok(found)
 }
 
 impl AnswerBody {
@@ -140,19 +124,17 @@ impl AnswerBody {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ingress::http::answer_head;
 
-    fn head(version: Version, status: u16, fields: &[(&'static str, &str)]) -> ResponseHeader {
-        let mut head = ResponseHeader::build(status, None).unwrap();
-        head.set_version(version);
-        for (name, value) in fields {
-            head.append_header(*name, *value).unwrap();
-        }
-        head
+    fn head(version: &str, status: u16, fields: &[(&str, &str)]) -> AnswerHead {
+        let fields: String = fields.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
+        let text = format!("{version} {status} x\r\n{fields}\r\n");
+        answer_head::take(&mut BytesMut::from(text.as_str())).unwrap().unwrap()
     }
 
     #[test]
     fn a_head_says_where_its_body_ends() {
-        let (new, old) = (Version::HTTP_11, Version::HTTP_10);
+        let (new, old) = ("HTTP/1.1", "HTTP/1.0");
         let kept = |body| Ok((body, true));
         let closed = |body| Ok((body, false));
         for (version, status, fields, expected) in [

@@ -82,15 +82,15 @@ pub(super) struct IngressApp {
 }
 
 impl IngressApp {
-    /// Serves a connection to its end. `shutdown` is true once its listener is closed.
+    /// Serves a connection to its end. `ends`: where it is from, and the port that it is to. `shutdown` is true once its listener is closed.
     pub async fn serve(
         self: Arc<Self>,
         stream: TcpStream,
-        peer: SocketAddr,
+        ends: (SocketAddr, u16),
         tls: Option<Arc<Acceptor>>,
         shutdown: ShutdownWatch,
     ) {
-        if let Err(reason) = self.connection(stream, peer, tls, shutdown).await {
+        if let Err(reason) = self.connection(stream, ends, tls, shutdown).await {
             self.refusals.count(reason);
         }
     }
@@ -98,7 +98,7 @@ impl IngressApp {
     async fn connection(
         self: &Arc<Self>,
         stream: TcpStream,
-        peer: SocketAddr,
+        (peer, mut port): (SocketAddr, u16),
         tls: Option<Arc<Acceptor>>,
         shutdown: ShutdownWatch,
     ) -> Result<(), HttpRefusal> {
@@ -110,30 +110,39 @@ impl IngressApp {
         let limits = self.limits.load_full();
         let mut stream = ClientStream::new(stream, peer, tls.is_some());
         let peer = peer.ip().to_canonical();
-        let mut client = Some(peer).filter(|peer| !limits.trusts(*peer));
+        let (mut client, mut from) = (Some(peer).filter(|peer| !limits.trusts(*peer)), peer);
         if limits.begins_with_proxy_header(peer) {
             let header = timeout(limits.head(), stream.take_proxy_header()).await;
             let ends = header.ok().and_then(Result::ok).ok_or(HttpRefusal::ProxyHeader)?;
             client = ends.map(|(from, _)| from.ip());
+            if let Some((client, to)) = ends {
+                (from, port) = (client.ip().to_canonical(), to.port());
+            }
         }
         let most = limits.client_connections;
         let held = client.map(|client| self.connections.by_client.hold(client, most).ok_or(HttpRefusal::ClientConnections));
         let _held = held.transpose()?;
-        let arrival = Arrival { ends: stream.ends(), tls: tls.is_some() };
+        let arrival = Arrival { client: Some(from), port, tls: tls.is_some() };
         let (mut is_http2, mut ahead) = (false, BytesMut::new());
+        let progress = RequestProgress::new(limits.head());
+        let mut overdue = std::pin::pin!(progress.overdue(&limits));
         let stream: Stream = if let Some(tls) = tls {
             let handshake = timeout(limits.head(), tls.tls_handshake(stream)).await;
             let stream = handshake.ok().and_then(Result::ok).ok_or(HttpRefusal::Handshake)?;
             if is_challenge(stream.selected_alpn_proto().as_ref()) {
                 return Ok(());
             }
+            progress.wait(limits.head());
             Box::new(stream)
         } else {
             // A client that leaves without a word has done nothing wrong.
-            match timeout(limits.head(), stream.begins_with_http2()).await {
-                Ok(Ok(begins)) => is_http2 = begins,
-                Ok(Err(_)) => return Ok(()),
-                Err(_) => return Err(HttpRefusal::SlowHead),
+            tokio::select! {
+                biased;
+                begins = stream.begins_with_http2() => match begins {
+                    Ok(begins) => is_http2 = begins,
+                    Err(_) => return Ok(()),
+                },
+                reason = &mut overdue => return reason.map_or(Ok(()), Err),
             }
             if !is_http2 {
                 ahead = stream.take_ahead();
@@ -144,8 +153,18 @@ impl IngressApp {
         let mut options = HttpServerOptions::default();
         options.h2c = true;
         options.h2_idle_timeout = Some(limits.idle());
-        let connection = Arc::new(ClientConnection { app: self.clone(), arrival, limits, options, first: Notify::new() });
-        if is_http2 { connection.http2(stream, &shutdown).await } else { connection.http1(stream, ahead, &shutdown).await }
+        let connection =
+            Arc::new(ClientConnection { app: self.clone(), arrival, limits: limits.clone(), options, first: Notify::new() });
+        if is_http2 {
+            return connection.http2(stream, &shutdown).await;
+        }
+        let requests = connection.requests(PlainClient::new(stream, ahead), &shutdown, &progress);
+        // A client that sends too slowly gets no answer: it reads none.
+        tokio::select! {
+            biased;
+            () = progress.clone().watch(requests) => Ok(()),
+            reason = overdue => reason.map_or(Ok(()), Err),
+        }
     }
 }
 
@@ -160,17 +179,6 @@ struct ClientConnection {
 }
 
 impl ClientConnection {
-    async fn http1(&self, stream: Stream, ahead: BytesMut, shutdown: &ShutdownWatch) -> Result<(), HttpRefusal> {
-        let progress = RequestProgress::new(self.limits.head());
-        let serve = progress.clone().watch(self.requests(PlainClient::new(stream, ahead), shutdown, &progress));
-        // A client that sends too slowly gets no answer: it reads none.
-        tokio::select! {
-            biased;
-            () = serve => Ok(()),
-            reason = progress.overdue(&self.limits) => reason.map_or(Ok(()), Err),
-        }
-    }
-
     /// Serves requests one after the other.
     async fn requests(&self, mut client: PlainClient, shutdown: &ShutdownWatch, progress: &RequestProgress) {
         let mut ending = std::pin::pin!(self.app.ending.cancelled());

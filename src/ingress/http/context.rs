@@ -2,21 +2,23 @@
 
 use super::forwarded::Requester;
 use super::held::Held;
-use super::proxy_header::ConnectionEnds;
 use super::request_copy::RequestCopy;
 use super::route_load::RequestInFlight;
 use super::routes::ServedRoute;
 use crate::model::TaskId;
 use pingora::Error;
 use pingora::http::RequestHeader;
+use std::net::IpAddr;
 use std::sync::Arc;
 use tokio::time::Instant;
 
 /// The connection that a request came on.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub(super) struct Arrival {
-    /// Where it is from, and where it is to.
-    pub ends: Option<ConnectionEnds>,
+    /// Where it is from.
+    pub client: Option<IpAddr>,
+    /// The port that it is to.
+    pub port: u16,
     pub tls: bool,
 }
 

@@ -2,17 +2,17 @@
 //! HTTP/2 to tasks, compression and caches, cost each of them more processor time than all the rest; here they are carried without,
 //! by the same rules. Everything else is left to pingora.
 
+use super::answer_head::AnswerHead;
 use super::context::{RequestContext, RequestEnd};
 use super::plain_client::PlainClient;
 use super::reply::{Reply, failure};
 use super::routes::ServedRoute;
-use super::rules::{Admission, IngressState, broke_off, choose_task, connect_failed, to_client, to_task};
+use super::rules::{Admission, IngressState, answered, broke_off, choose_task, connect_failed, to_client, to_task_bytes};
 use super::task_connection::{TaskConnection, TaskPool};
 use super::upstream::TASK_IDLE;
 use bytes::Bytes;
 use pingora::http::{Method, RequestHeader, ResponseHeader, Version};
 use pingora::protocols::http::ServerSession;
-use pingora::protocols::http::v1::client::http_req_header_to_wire;
 use pingora::{Error, ErrorSource, ErrorType, Result};
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -37,7 +37,7 @@ pub(super) enum AnswerTo<'a> {
 
 /// An answer that has begun.
 struct BegunAnswer {
-    head: ResponseHeader,
+    head: AnswerHead,
     connection: TaskConnection,
     address: SocketAddr,
 }
@@ -52,10 +52,10 @@ impl AnswerTo<'_> {
     }
 
     /// What comes before the answer proper.
-    async fn informational(&mut self, head: &mut ResponseHeader) -> Result<()> {
+    async fn informational(&mut self, head: &AnswerHead) -> Result<()> {
         match self {
             Self::Plain(client) => {
-                client.head(head, false)?;
+                client.head(head, false);
                 client.flush().await
             }
             // pingora sends none.
@@ -63,9 +63,29 @@ impl AnswerTo<'_> {
         }
     }
 
-    async fn head(&mut self, mut head: ResponseHeader, has_body: bool) -> Result<()> {
+    /// The head of an answer of a task.
+    async fn head(&mut self, head: &AnswerHead, has_body: bool, context: &RequestContext) -> Result<()> {
         match self {
-            Self::Plain(client) => client.head(&mut head, has_body),
+            // Nothing is changed in it.
+            Self::Plain(client) if !changes_answers(context) => {
+                answered(head.status, context);
+                client.head(head, has_body);
+                Ok(())
+            }
+            _ => {
+                let mut head = head.to_header(matches!(self, Self::Plain(_)))?;
+                to_client(&mut head, context)?;
+                self.header(head, has_body).await
+            }
+        }
+    }
+
+    async fn header(&mut self, mut head: ResponseHeader, has_body: bool) -> Result<()> {
+        match self {
+            Self::Plain(client) => {
+                client.header(&mut head, has_body);
+                Ok(())
+            }
             Self::Stream(session) => session.write_response_header(Box::new(head)).await.map_err(Error::into_down),
         }
     }
@@ -96,7 +116,7 @@ impl AnswerTo<'_> {
     /// Sends an answer of the ingress itself.
     async fn reply(&mut self, reply: Reply, is_head: bool) -> Result<()> {
         let (head, body) = reply.into_parts()?;
-        self.head(head, !is_head).await?;
+        self.header(head, !is_head).await?;
         self.part(if is_head { Bytes::new() } else { body }, true).await
     }
 }
@@ -168,13 +188,12 @@ impl DirectProxy {
         if request.version == Version::HTTP_2 {
             as_http1(request)?;
         }
-        to_task(request, context, &route)?;
+        let bytes = to_task_bytes(request, context, &route)?;
         let limit = route.route.timeout_ms.map(Duration::from_millis);
-        let mut answer = self.begun(request, &route, context, to, limit).await?;
-        to_client(&mut answer.head, context)?;
+        let mut answer = self.begun(request, &bytes, &route, context, to, limit).await?;
         let connection = &mut answer.connection;
         let has_body = !connection.has_ended();
-        to.head(answer.head, has_body).await?;
+        to.head(&answer.head, has_body, context).await?;
         let mut part = connection.part_at_hand()?;
         if part.is_none() && has_body && connection.is_until_closed() {
             to.flush().await?;
@@ -206,13 +225,12 @@ impl DirectProxy {
     async fn begun(
         &self,
         request: &RequestHeader,
+        bytes: &[u8],
         route: &ServedRoute,
         context: &mut RequestContext,
         to: &mut AnswerTo<'_>,
         limit: Option<Duration>,
     ) -> Result<BegunAnswer> {
-        let unsendable = || Error::explain(ErrorType::InvalidHTTPHeader, "the request cannot be sent in HTTP/1").into_down();
-        let head = http_req_header_to_wire(request).ok_or_else(unsendable)?;
         loop {
             let backend = choose_task(route, context)?;
             let address = SocketAddr::from((backend.address, route.route.port));
@@ -226,7 +244,7 @@ impl DirectProxy {
                     Err(error) => return Err(error.into_up()),
                 },
             };
-            let error = match asked(&mut connection, &head, &request.method, limit, to).await {
+            let error = match asked(&mut connection, bytes, &request.method, limit, to).await {
                 Ok(head) => return Ok(BegunAnswer { head, connection, address }),
                 Err(error) => error,
             };
@@ -248,17 +266,17 @@ async fn asked(
     method: &Method,
     limit: Option<Duration>,
     to: &mut AnswerTo<'_>,
-) -> Result<ResponseHeader> {
+) -> Result<AnswerHead> {
     connection.send(head).await?;
     loop {
-        let mut head = tokio::select! {
+        let head = tokio::select! {
             biased;
             head = connection.head(method, limit) => head?,
             () = to.gone() => return Err(client_gone()),
         };
         match head.status.as_u16() {
             101 => return Err(Error::explain(ErrorType::InvalidHTTPHeader, "an upgrade that was not asked for").into_up()),
-            100..=199 => to.informational(&mut head).await?,
+            100..=199 => to.informational(&head).await?,
             _ => return Ok(head),
         }
     }
@@ -270,6 +288,12 @@ pub(super) enum Carried {
     Done { whole: bool },
     /// Nothing was done with it.
     Not,
+}
+
+/// Whether the route of a request changes heads of answers.
+fn changes_answers(context: &RequestContext) -> bool {
+    let changes = |route: &Arc<ServedRoute>| !route.route.sticky.is_empty() || !route.route.response_headers.is_empty();
+    context.route.as_ref().is_some_and(changes)
 }
 
 fn client_gone() -> Box<Error> {

@@ -103,7 +103,7 @@ impl Listeners {
         let accepting = tokio::net::TcpListener::from_std(socket.try_clone()?)?;
         let tls = tls.then(|| tls::acceptor(self.serving.certificates.clone())).transpose()?.map(Arc::new);
         let (stop, stopped) = watch::channel(false);
-        tokio::spawn(accept(accepting, self.serving.app.clone(), tls, stopped));
+        tokio::spawn(accept(accepting, self.serving.app.clone(), address.port(), tls, stopped));
         Ok(OpenListener { socket, stop })
     }
 
@@ -138,6 +138,7 @@ impl Listeners {
 async fn accept(
     listener: tokio::net::TcpListener,
     app: Arc<IngressApp>,
+    port: u16,
     tls: Option<Arc<Acceptor>>,
     stop: watch::Receiver<bool>,
 ) {
@@ -150,7 +151,7 @@ async fn accept(
         };
         match accepted {
             Ok((stream, peer)) => {
-                tokio::spawn(app.clone().serve(stream, peer, tls.clone(), stop.clone()));
+                tokio::spawn(app.clone().serve(stream, (peer, port), tls.clone(), stop.clone()));
             }
             Err(error) => {
                 tracing::debug!(%error, "a connection is not accepted");

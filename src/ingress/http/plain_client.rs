@@ -1,9 +1,11 @@
 //! A client over HTTP/1 whose requests are carried directly: reads heads, writes answers.
 
+use super::answer_head::AnswerHead;
 use super::plain_head::{self, Beginning};
 use super::rules::STALLED;
+use axum::http::header::{CONNECTION, CONTENT_LENGTH, DATE, TRANSFER_ENCODING};
 use bytes::{BufMut as _, BytesMut};
-use pingora::http::{ResponseHeader, Version};
+use pingora::http::{ResponseHeader, StatusCode};
 use pingora::protocols::Stream;
 use pingora::protocols::http::date::get_cached_date;
 use pingora::{Error, ErrorType, OrErr as _, Result};
@@ -79,23 +81,21 @@ impl PlainClient {
         std::future::pending().await
     }
 
-    /// The head of an answer, which is sent with what follows. `has_body`: parts of a body will, until [`Self::end`].
-    ///
-    /// # Errors
-    /// A header that cannot be set.
-    pub fn head(&mut self, head: &mut ResponseHeader, has_body: bool) -> Result<()> {
-        let is_final = !head.status.is_informational();
-        head.set_version(Version::HTTP_11);
-        if is_final {
-            // Without a length the end must be seen in another way.
-            if has_body && !head.headers.contains_key("content-length") && !head.headers.contains_key("transfer-encoding") {
-                head.insert_header("transfer-encoding", "chunked")?;
-            }
-            self.chunked = has_body && head.headers.contains_key("transfer-encoding");
-            self.status = head.status.as_u16();
-            head.insert_header("date", get_cached_date())?;
-            head.insert_header("connection", if self.keep { "keep-alive" } else { "close" })?;
+    /// The head of an answer, which is sent with what follows. `has_body`: parts of a body will, until the last.
+    pub fn head(&mut self, head: &AnswerHead, has_body: bool) {
+        head.write(&mut self.out);
+        if head.status.is_informational() {
+            self.out.put_slice(b"\r\n");
+        } else {
+            let is_coded = head.has(&TRANSFER_ENCODING);
+            self.end_head(head.status, has_body, is_coded, is_coded || head.has(&CONTENT_LENGTH));
         }
+    }
+
+    /// The same, for a head of which fields were changed.
+    pub fn header(&mut self, head: &mut ResponseHeader, has_body: bool) {
+        head.remove_header(&CONNECTION);
+        head.remove_header(&DATE);
         self.out.reserve(1024);
         self.out.put_slice(b"HTTP/1.1 ");
         self.out.put_slice(head.status.as_str().as_bytes());
@@ -103,8 +103,20 @@ impl PlainClient {
         self.out.put_slice(head.get_reason_phrase().unwrap_or_default().as_bytes());
         self.out.put_slice(b"\r\n");
         head.header_to_h1_wire(&mut self.out);
-        self.out.put_slice(b"\r\n");
-        Ok(())
+        let is_coded = head.headers.contains_key(TRANSFER_ENCODING);
+        self.end_head(head.status, has_body, is_coded, is_coded || head.headers.contains_key(CONTENT_LENGTH));
+    }
+
+    fn end_head(&mut self, status: StatusCode, has_body: bool, is_coded: bool, is_bounded: bool) {
+        // Without a length the end must be seen in another way.
+        self.chunked = has_body && (is_coded || !is_bounded);
+        if self.chunked && !is_coded {
+            self.out.put_slice(b"Transfer-Encoding: chunked\r\n");
+        }
+        self.status = status.as_u16();
+        self.out.put_slice(b"Date: ");
+        self.out.put_slice(get_cached_date().as_bytes());
+        self.out.put_slice(if self.keep { b"\r\nConnection: keep-alive\r\n\r\n" } else { b"\r\nConnection: close\r\n\r\n" });
     }
 
     /// A part of the body; it is sent with what was written before.

@@ -116,7 +116,8 @@ impl RequestProgress {
         }
     }
 
-    fn wait(&self, time: Duration) {
+    /// The head is waited for from now on.
+    pub fn wait(&self, time: Duration) {
         self.since.store(self.now(), Ordering::Relaxed);
         self.head_ms.store(millis(time), Ordering::Relaxed);
     }

@@ -2,6 +2,7 @@
 
 use super::context::{Arrival, RequestContext, RequestEnd};
 use super::progress::{self, ExpectedBody};
+use super::proxy_header::ConnectionEnds;
 use super::reply::failure;
 use super::request_copy::RequestCopy;
 use super::rules::{
@@ -22,11 +23,10 @@ use std::time::Duration;
 /// The filters.
 pub(super) struct IngressProxy(pub Arc<IngressState>);
 
-/// The connection of a request.
-pub(super) fn arrival(session: &ServerSession) -> Arrival {
+/// Where the connection of a request is from, and where it is to.
+fn ends(session: &ServerSession) -> Option<ConnectionEnds> {
     let client = session.client_addr().and_then(|address| address.as_inet());
-    let ends = client.copied().zip(session.server_addr().and_then(|address| address.as_inet()).copied());
-    Arrival { ends, tls: session.digest().is_some_and(|digest| digest.ssl_digest.is_some()) }
+    client.copied().zip(session.server_addr().and_then(|address| address.as_inet()).copied())
 }
 
 #[async_trait]
@@ -66,7 +66,12 @@ impl ProxyHttp for IngressProxy {
             session.set_read_timeout(None);
         }
         drop(limits);
-        context.arrival = arrival(session);
+        let ends = ends(session);
+        context.arrival = Arrival {
+            client: ends.map(|(client, _)| client.ip().to_canonical()),
+            port: ends.map_or(0, |(_, to)| to.port()),
+            tls: session.digest().is_some_and(|digest| digest.ssl_digest.is_some()),
+        };
         let Admission::Answer(reply) = self.0.admit(session.req_header(), context, |_| true).await else { return Ok(false) };
         if matches!(reply.status, 400 | 431) {
             // What follows on the connection may not be a request.
@@ -107,7 +112,7 @@ impl ProxyHttp for IngressProxy {
         let route = context.route.clone().ok_or_else(no_route)?;
         let backend = choose_task(&route, context)?;
         let host = path::host(asked_host(session.req_header())).unwrap_or_default();
-        Ok(Box::new(upstream::peer(&self.0.connector, &route, backend, &host, context.arrival.ends)))
+        Ok(Box::new(upstream::peer(&self.0.connector, &route, backend, &host, ends(session))))
     }
 
     fn fail_to_connect(

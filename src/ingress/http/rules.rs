@@ -4,7 +4,7 @@
 use super::certificates::Certificates;
 use super::challenges::Challenges;
 use super::connector::MeshConnector;
-use super::context::{RequestContext, RequestEnd};
+use super::context::{Arrival, RequestContext, RequestEnd};
 use super::credentials::{CredentialCheck, Credentials};
 use super::limits::HttpLimits;
 use super::log_format::HttpAccessLog;
@@ -15,7 +15,9 @@ use super::routes::{Claim, Routes, ServedRoute};
 use super::{access_log, credentials, forwarded, guard, path, rewriting};
 use crate::model::http::HttpBackend;
 use arc_swap::ArcSwap;
-use pingora::http::{RequestHeader, ResponseHeader};
+use bytes::{BufMut as _, BytesMut};
+use pingora::http::{RequestHeader, ResponseHeader, StatusCode};
+use pingora::protocols::http::v1::client::http_req_header_to_wire;
 use pingora::{Error, ErrorSource, ErrorType, Result};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
@@ -112,10 +114,49 @@ pub(super) fn broke_off(context: &mut RequestContext, request: &RequestHeader, r
 /// # Errors
 /// A header that cannot be set.
 pub(super) fn to_task(request: &mut RequestHeader, context: &mut RequestContext, route: &ServedRoute) -> Result<()> {
-    forwarded::set(request, &context.requester, &context.request_id)?;
-    context.traceparent =
-        header(request, "traceparent").map_or_else(String::new, |trace| String::from_utf8_lossy(trace).into_owned());
+    forwarded::clear(request);
+    context.traceparent = forwarded::trace(request);
+    let context = &*context;
+    about_client(context, |name, value| request.insert_header(name, value))?;
     rewriting::request(request, &route.route)
+}
+
+/// The same as bytes of HTTP/1.
+///
+/// # Errors
+/// As [`to_task`]; the request has no form in HTTP/1.
+pub(super) fn to_task_bytes(request: &mut RequestHeader, context: &mut RequestContext, route: &ServedRoute) -> Result<BytesMut> {
+    // What is said of the client need not be looked up among other fields, unless the route changes some.
+    let apart = route.route.request_headers.is_empty();
+    if apart {
+        forwarded::clear(request);
+        context.traceparent = forwarded::trace(request);
+        rewriting::request(request, &route.route)?;
+    } else {
+        to_task(request, context, route)?;
+    }
+    let unsendable = || Error::explain(ErrorType::InvalidHTTPHeader, "the request cannot be sent in HTTP/1").into_down();
+    let mut bytes = http_req_header_to_wire(request).ok_or_else(unsendable)?;
+    if apart {
+        bytes.truncate(bytes.len() - b"\r\n".len());
+        about_client(context, |name, value| {
+            for part in [name, ": ", value, "\r\n"] {
+                bytes.put_slice(part.as_bytes());
+            }
+            Ok(())
+        })?;
+        bytes.put_slice(b"\r\n");
+    }
+    Ok(bytes)
+}
+
+fn about_client(context: &RequestContext, set: impl FnMut(&'static str, &str) -> Result<()>) -> Result<()> {
+    forwarded::fields(&context.requester, &context.request_id, &context.traceparent, set)
+}
+
+/// A task has answered.
+pub(super) fn answered(status: StatusCode, context: &RequestContext) {
+    context.record(!matches!(status.as_u16(), 502..=504));
 }
 
 /// A task has answered: what its answer says to the client.
@@ -123,7 +164,7 @@ pub(super) fn to_task(request: &mut RequestHeader, context: &mut RequestContext,
 /// # Errors
 /// A header that cannot be set.
 pub(super) fn to_client(response: &mut ResponseHeader, context: &RequestContext) -> Result<()> {
-    context.record(!matches!(response.status.as_u16(), 502..=504));
+    answered(response.status, context);
     let Some(route) = &context.route else { return Ok(()) };
     let task = context.task.as_ref().map(crate::model::TaskId::as_str);
     rewriting::answer(response, &route.route, task.filter(|task| Some(*task) != context.stays_with.as_deref()))
@@ -137,13 +178,11 @@ impl IngressState {
         context: &mut RequestContext,
         takes: impl Fn(&Claim) -> bool + Send,
     ) -> Admission {
-        let ends = context.arrival.ends;
-        let (peer, port) = (ends.map(|(client, _)| client.ip().to_canonical()), ends.map_or(0, |(_, to)| to.port()));
-        context.requester =
-            forwarded::requester(request, peer, &self.limits.load(), context.arrival.tls, asked_host(request), port);
+        let Arrival { client, port, tls } = context.arrival;
+        context.requester = forwarded::requester(request, client, &self.limits.load(), tls, asked_host(request), port);
         let id = header(request, "x-request-id").and_then(|id| std::str::from_utf8(id).ok());
         let is_usable = |id: &&str| (1..=128).contains(&id.len()) && id.bytes().all(|byte| byte.is_ascii_graphic());
-        context.request_id = id.filter(is_usable).map_or_else(|| format!("{:032x}", rand::random::<u128>()), str::to_owned);
+        context.request_id = id.filter(is_usable).map_or_else(forwarded::request_id, str::to_owned);
         // Before any host, redirect or password: the authority names a port in the host, and follows no redirect to a TLS port
         // that has no certificate yet.
         if let Some(answer) = self.challenges.answer(request.uri.path()) {

@@ -71,12 +71,6 @@ impl ClientStream {
         }
     }
 
-    /// Where the connection is from, and where it is to.
-    pub fn ends(&self) -> Option<ConnectionEnds> {
-        let client = self.digest.peer_addr().and_then(|address| address.as_inet()).copied();
-        client.zip(self.digest.local_addr().and_then(|address| address.as_inet()).copied())
-    }
-
     /// Whether the client speaks HTTP/2 without having agreed on it; waits for as many bytes as that takes.
     pub async fn begins_with_http2(&mut self) -> io::Result<bool> {
         loop {

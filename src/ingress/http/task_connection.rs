@@ -1,10 +1,11 @@
 //! A connection to a task over HTTP/1, for one request at a time, and those that wait for their next one.
 
 use super::answer_body::{self, AnswerBody, BodyPart};
+use super::answer_head::{self, AnswerHead};
 use crate::model::TaskId;
 use crate::sync::lock;
 use bytes::{Bytes, BytesMut};
-use pingora::http::{Method, ResponseHeader, Version, header_value_from_raw};
+use pingora::http::Method;
 use pingora::{Error, ErrorType, OrErr as _, Result};
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -13,9 +14,7 @@ use std::time::{Duration, Instant};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
-/// Fields of the head of an answer, in most cases and at most.
-const FIELDS: (usize, usize) = (48, 256);
-/// Bytes of it.
+/// Bytes of the head of an answer.
 const MOST_HEAD: usize = 1 << 20;
 /// What is read at once while a head is waited for, and of a body.
 const HEAD_BYTES: usize = 16 << 10;
@@ -48,14 +47,14 @@ impl TaskConnection {
         self.stream.write_all(head).await.or_err(ErrorType::WriteError, "sending the request").map_err(Error::into_up)
     }
 
-    /// Reads the head of an answer, `limit` for each part of it. It may be one of several: see [`ResponseHeader::status`].
+    /// Reads the head of an answer, `limit` for each part of it. It may be one of several: see its status.
     ///
     /// # Errors
     /// The task has closed the connection, is silent, or speaks something else.
-    pub async fn head(&mut self, method: &Method, limit: Option<Duration>) -> Result<ResponseHeader> {
+    pub async fn head(&mut self, method: &Method, limit: Option<Duration>) -> Result<AnswerHead> {
         loop {
             let invalid = |why| Error::explain(ErrorType::InvalidHTTPHeader, why).into_up();
-            if let Some(mut head) = take_head(&mut self.bytes).map_err(invalid)? {
+            if let Some(mut head) = answer_head::take(&mut self.bytes).map_err(invalid)? {
                 (self.body, self.kept) = answer_body::of(&mut head, method).map_err(invalid)?;
                 return Ok(head);
             }
@@ -135,46 +134,6 @@ impl TaskConnection {
     }
 }
 
-/// Takes the head of an answer from the bytes; `None`: more are needed.
-fn take_head(bytes: &mut BytesMut) -> Result<Option<ResponseHeader>, &'static str> {
-    if bytes.is_empty() {
-        return Ok(None);
-    }
-    match parse::<{ FIELDS.0 }>(bytes) {
-        Err(httparse::Error::TooManyHeaders) => parse::<{ FIELDS.1 }>(bytes),
-        parsed => parsed,
-    }
-    .map_err(|_| "the answer is not HTTP")
-}
-
-fn parse<const FIELDS: usize>(bytes: &mut BytesMut) -> Result<Option<ResponseHeader>, httparse::Error> {
-    let mut fields = [httparse::EMPTY_HEADER; FIELDS];
-    let mut parsed = httparse::Response::new(&mut fields);
-    let mut parser = httparse::ParserConfig::default();
-    parser.allow_spaces_after_header_name_in_responses(true).allow_obsolete_multiline_headers_in_responses(true);
-    let httparse::Status::Complete(length) = parser.parse_response(&mut parsed, bytes)? else { return Ok(None) };
-    let start = bytes.as_ptr().addr();
-    let span = |part: &[u8]| (part.as_ptr().addr() - start, part.len());
-    let (version, count) = (parsed.version, parsed.headers.len());
-    let mut head = ResponseHeader::build(parsed.code.unwrap_or(0), Some(count + 2)).map_err(|_| httparse::Error::Status)?;
-    // A reason that is the status's own need not be kept.
-    let usual = head.status.canonical_reason();
-    if parsed.reason != usual {
-        head.set_reason_phrase(parsed.reason).map_err(|_| httparse::Error::Status)?;
-    }
-    let mut spans = [((0, 0), (0, 0)); FIELDS];
-    for (place, field) in spans.iter_mut().zip(parsed.headers.iter()) {
-        *place = (span(field.name.as_bytes()), span(field.value));
-    }
-    let taken = bytes.split_to(length).freeze();
-    for ((name, name_length), (value, value_length)) in spans.into_iter().take(count) {
-        let value = header_value_from_raw(taken.slice(value..value + value_length));
-        head.append_header(taken.slice(name..name + name_length), value).map_err(|_| httparse::Error::HeaderName)?;
-    }
-    head.set_version(if version == Some(1) { Version::HTTP_11 } else { Version::HTTP_10 });
-    Ok(Some(head))
-}
-
 /// Connections that wait, by task: an address may be another task's later.
 #[derive(Debug)]
 pub(super) struct TaskPool {
@@ -237,20 +196,6 @@ impl TaskPool {
 mod tests {
     use super::*;
     use tokio::net::TcpListener;
-
-    #[test]
-    fn heads_of_answers() {
-        let mut bytes = BytesMut::from("HTTP/1.1 404 Nothing here\r\nX-A: 1\r\nx-b: 2\r\n  more\r\n\r\nbody");
-        let head = take_head(&mut bytes).unwrap().unwrap();
-        assert_eq!((head.status.as_u16(), head.get_reason_phrase(), &bytes[..]), (404, Some("Nothing here"), &b"body"[..]));
-        let mut wire = Vec::new();
-        head.header_to_h1_wire(&mut wire);
-        assert_eq!(String::from_utf8(wire).unwrap(), "X-A: 1\r\nx-b: 2 more\r\n");
-        let many = format!("HTTP/1.0 200 OK\r\n{}\r\n", "x: y\r\n".repeat(FIELDS.1));
-        assert_eq!(take_head(&mut BytesMut::from(many.as_str())).unwrap().unwrap().version, Version::HTTP_10);
-        assert!(take_head(&mut BytesMut::from("SSH-2.0-x\r\n")).is_err());
-        assert!(take_head(&mut BytesMut::from("HTTP/1.1 200 OK\r\nx")).unwrap().is_none());
-    }
 
     /// Both ends of a connection.
     async fn pair() -> (TaskConnection, TcpStream) {
