@@ -9,6 +9,7 @@ pub use refusals::Refusals;
 use socket2::{SockRef, TcpKeepalive};
 use std::io;
 use std::net::SocketAddr;
+use std::os::fd::AsFd;
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio_util::sync::CancellationToken;
@@ -68,12 +69,12 @@ pub async fn accept_each<L: Listener>(
     }
 }
 
-/// Has the kernel ask the other end for a sign of life after `idle` without a byte, and end the connection if there is none within as
+/// Of a connection, or of the listener whose connections are to have it. Has the kernel ask the other end for a sign of life after `idle` without a byte, and end the connection if there is none within as
 /// long again: a host that lost power closes nothing.
 ///
 /// # Errors
 /// The kernel refuses the option.
-pub fn keep_alive(stream: &TcpStream, idle: Duration) -> io::Result<()> {
+pub fn keep_alive(socket: &impl AsFd, idle: Duration) -> io::Result<()> {
     let probes = TcpKeepalive::new().with_time(idle).with_interval(idle / PROBES).with_retries(PROBES);
-    SockRef::from(stream).set_tcp_keepalive(&probes)
+    SockRef::from(socket).set_tcp_keepalive(&probes)
 }

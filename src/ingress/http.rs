@@ -7,6 +7,8 @@
 //! Here the types are that both share.
 
 mod access_log;
+mod answer_body;
+mod answer_head;
 mod app;
 mod certificates;
 mod certified;
@@ -20,6 +22,7 @@ mod context;
 mod counters;
 mod counts;
 mod credentials;
+mod direct;
 mod follower;
 mod forwarded;
 mod guard;
@@ -31,6 +34,8 @@ mod listeners;
 mod log_format;
 mod mirror;
 mod path;
+mod plain_client;
+mod plain_head;
 mod process;
 mod progress;
 mod protocol;
@@ -44,10 +49,12 @@ mod request_copy;
 mod rewriting;
 mod route_load;
 mod routes;
+mod rules;
 mod server;
 mod state;
 mod stream;
 mod table;
+mod task_connection;
 mod tls;
 mod upgrade_stream;
 mod upstream;

@@ -3,6 +3,7 @@
 
 mod bad_input;
 mod bounds;
+mod direct;
 mod forwarding;
 mod health;
 mod protocols;

@@ -1,29 +1,20 @@
 //! The access log: a line on standard output for each request, as JSON or in the combined format of other servers.
 
-use super::context::RequestContext;
+use super::context::{RequestContext, RequestEnd};
 use super::log_format::HttpAccessLog;
 use crate::clock::{Clock as _, SystemClock};
 use crate::model::Timestamp;
-use pingora::Error;
-use pingora::proxy::Session;
 use serde_json::{Value, json};
 use std::io::Write as _;
 use std::time::Duration;
 use time::OffsetDateTime;
 
 /// Writes the line of a request.
-pub(super) fn write(
-    format: HttpAccessLog,
-    session: &Session,
-    error: Option<&Error>,
-    context: &RequestContext,
-    status: u16,
-    took: Duration,
-) {
+pub(super) fn write(format: HttpAccessLog, end: &RequestEnd<'_>, context: &RequestContext, took: Duration) {
     if format == HttpAccessLog::Off {
         return;
     }
-    let request = session.req_header();
+    let request = end.request;
     let field = |name: &str| request.headers.get(name).map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned());
     let line = json!({
         "client": context.requester.client.map(|client| client.to_string()),
@@ -31,10 +22,10 @@ pub(super) fn write(
         "host": context.requester.host,
         "path": String::from_utf8_lossy(request.raw_path()),
         "version": format!("{:?}", request.version),
-        "status": status,
+        "status": end.status,
         "micros": u64::try_from(took.as_micros()).unwrap_or(u64::MAX),
-        "received": session.body_bytes_read(),
-        "sent": session.body_bytes_sent(),
+        "received": end.received,
+        "sent": end.sent,
         "service": context.route.as_ref().map(|route| &route.service.service_name),
         "task": context.task.as_ref().map(ToString::to_string),
         "request_id": context.request_id,
@@ -42,7 +33,7 @@ pub(super) fn write(
         "referer": field("referer"),
         "user_agent": field("user-agent"),
         "user": context.user,
-        "error": error.map(ToString::to_string),
+        "error": end.error.map(ToString::to_string),
     });
     let line = if format == HttpAccessLog::Json { line.to_string() } else { combined(&line, SystemClock.now()) };
     // A reader that is gone ends the log, not the requests.

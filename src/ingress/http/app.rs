@@ -1,15 +1,22 @@
 //! A connection of a client: what comes before its first request, limits that pingora does not have, and the number of connections.
 
+use super::context::{Arrival, RequestContext};
+use super::direct::{AnswerTo, Carried, DirectProxy};
 use super::held::HeldByClient;
 use super::limits::HttpLimits;
+use super::plain_client::PlainClient;
+use super::plain_head::{self, Beginning};
 use super::progress::RequestProgress;
 use super::proxy::IngressProxy;
 use super::refusals::{HttpRefusal, HttpRefusals};
+use super::rules::STALLED;
 use super::stream::ClientStream;
 use super::tls::is_challenge;
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
+use bytes::{Bytes, BytesMut};
 use pingora::apps::{HttpServerApp, HttpServerOptions, ReusedHttpStream, ServerApp};
+use pingora::http::RequestHeader;
 use pingora::listeners::tls::Acceptor;
 use pingora::protocols::http::ServerSession;
 use pingora::protocols::http::v2::server::H2Options;
@@ -23,6 +30,7 @@ use std::time::Duration;
 use tokio::net::TcpStream;
 use tokio::sync::Notify;
 use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
 
 /// How long idle connections have for one more request once the listener is closed or the process ends: it is answered with `Connection: close`.
 pub(super) const LAST_REQUEST: Duration = Duration::from_secs(3);
@@ -68,18 +76,21 @@ pub(super) struct IngressApp {
     pub limits: Arc<ArcSwap<HttpLimits>>,
     pub refusals: Arc<HttpRefusals>,
     pub h2: H2Options,
+    pub direct: DirectProxy,
+    /// Connections that wait for a request end.
+    pub ending: CancellationToken,
 }
 
 impl IngressApp {
-    /// Serves a connection to its end. `shutdown` is true once its listener is closed.
+    /// Serves a connection to its end. `ends`: where it is from, and the port that it is to. `shutdown` is true once its listener is closed.
     pub async fn serve(
         self: Arc<Self>,
         stream: TcpStream,
-        peer: SocketAddr,
+        ends: (SocketAddr, u16),
         tls: Option<Arc<Acceptor>>,
         shutdown: ShutdownWatch,
     ) {
-        if let Err(reason) = self.connection(stream, peer, tls, shutdown).await {
+        if let Err(reason) = self.connection(stream, ends, tls, shutdown).await {
             self.refusals.count(reason);
         }
     }
@@ -87,7 +98,7 @@ impl IngressApp {
     async fn connection(
         self: &Arc<Self>,
         stream: TcpStream,
-        peer: SocketAddr,
+        (peer, mut port): (SocketAddr, u16),
         tls: Option<Arc<Acceptor>>,
         shutdown: ShutdownWatch,
     ) -> Result<(), HttpRefusal> {
@@ -97,31 +108,44 @@ impl IngressApp {
             return Err(HttpRefusal::Connections);
         }
         let limits = self.limits.load_full();
+        let mut stream = ClientStream::new(stream, peer, tls.is_some());
         let peer = peer.ip().to_canonical();
-        let mut stream = ClientStream::new(stream);
-        let mut client = Some(peer).filter(|peer| !limits.trusts(*peer));
+        let (mut client, mut from) = (Some(peer).filter(|peer| !limits.trusts(*peer)), peer);
         if limits.begins_with_proxy_header(peer) {
             let header = timeout(limits.head(), stream.take_proxy_header()).await;
             let ends = header.ok().and_then(Result::ok).ok_or(HttpRefusal::ProxyHeader)?;
             client = ends.map(|(from, _)| from.ip());
+            if let Some((client, to)) = ends {
+                (from, port) = (client.ip().to_canonical(), to.port());
+            }
         }
         let most = limits.client_connections;
         let held = client.map(|client| self.connections.by_client.hold(client, most).ok_or(HttpRefusal::ClientConnections));
         let _held = held.transpose()?;
-        let mut is_http2 = false;
+        let arrival = Arrival { client: Some(from), port, tls: tls.is_some() };
+        let (mut is_http2, mut ahead) = (false, BytesMut::new());
+        let progress = RequestProgress::new(limits.head());
+        let mut overdue = std::pin::pin!(progress.overdue(&limits));
         let stream: Stream = if let Some(tls) = tls {
             let handshake = timeout(limits.head(), tls.tls_handshake(stream)).await;
             let stream = handshake.ok().and_then(Result::ok).ok_or(HttpRefusal::Handshake)?;
             if is_challenge(stream.selected_alpn_proto().as_ref()) {
                 return Ok(());
             }
+            progress.wait(limits.head());
             Box::new(stream)
         } else {
             // A client that leaves without a word has done nothing wrong.
-            match timeout(limits.head(), stream.begins_with_http2()).await {
-                Ok(Ok(begins)) => is_http2 = begins,
-                Ok(Err(_)) => return Ok(()),
-                Err(_) => return Err(HttpRefusal::SlowHead),
+            tokio::select! {
+                biased;
+                begins = stream.begins_with_http2() => match begins {
+                    Ok(begins) => is_http2 = begins,
+                    Err(_) => return Ok(()),
+                },
+                reason = &mut overdue => return reason.map_or(Ok(()), Err),
+            }
+            if !is_http2 {
+                ahead = stream.take_ahead();
             }
             Box::new(stream)
         };
@@ -129,14 +153,25 @@ impl IngressApp {
         let mut options = HttpServerOptions::default();
         options.h2c = true;
         options.h2_idle_timeout = Some(limits.idle());
-        let connection = Arc::new(ClientConnection { app: self.clone(), limits, options, first: Notify::new() });
-        if is_http2 { connection.http2(stream, &shutdown).await } else { connection.http1(stream, &shutdown).await }
+        let connection =
+            Arc::new(ClientConnection { app: self.clone(), arrival, limits: limits.clone(), options, first: Notify::new() });
+        if is_http2 {
+            return connection.http2(stream, &shutdown).await;
+        }
+        let requests = connection.requests(PlainClient::new(stream, ahead), &shutdown, &progress);
+        // A client that sends too slowly gets no answer: it reads none.
+        tokio::select! {
+            biased;
+            () = progress.clone().watch(requests) => Ok(()),
+            reason = overdue => reason.map_or(Ok(()), Err),
+        }
     }
 }
 
 /// A connection on which requests come.
 struct ClientConnection {
     app: Arc<IngressApp>,
+    arrival: Arrival,
     limits: Arc<HttpLimits>,
     options: HttpServerOptions,
     /// The first request of HTTP/2 has come.
@@ -144,20 +179,48 @@ struct ClientConnection {
 }
 
 impl ClientConnection {
-    async fn http1(&self, stream: Stream, shutdown: &ShutdownWatch) -> Result<(), HttpRefusal> {
-        let (mut next, mut head) = (ReusedHttpStream::new(stream, None), self.limits.head());
+    /// Serves requests one after the other.
+    async fn requests(&self, mut client: PlainClient, shutdown: &ShutdownWatch, progress: &RequestProgress) {
+        let mut ending = std::pin::pin!(self.app.ending.cancelled());
         loop {
-            let (stream, settings) = next.consume();
+            let beginning = tokio::select! {
+                biased;
+                beginning = client.request(|| progress.head_began(self.limits.head())) => beginning,
+                () = &mut ending => return,
+            };
+            let head = match beginning {
+                None => return,
+                Some(Beginning::Plain { mut request, head, keep }) => {
+                    progress.head_alone();
+                    client.keep = keep && !self.app.direct.is_draining() && !*shutdown.borrow();
+                    let mut context = RequestContext::new(self.arrival);
+                    match self.app.direct.carry(&mut request, &mut context, AnswerTo::Plain(&mut client)).await {
+                        Carried::Done { whole: true } if client.keep => {
+                            progress.restart(self.limits.idle());
+                            continue;
+                        }
+                        Carried::Done { .. } => {
+                            if self.arrival.tls {
+                                client.close().await;
+                            }
+                            return;
+                        }
+                        Carried::Not => head,
+                    }
+                }
+                Some(_) => Bytes::new(),
+            };
+            // From here on pingora's filters say how far it is.
+            progress.head_began(self.limits.head());
+            let (stream, bytes) = client.into_parts(&head);
             let mut session = ServerSession::new_http1(stream);
             session.set_keepalive(Some(self.limits.idle().as_secs().max(1)));
-            if let Some(settings) = settings {
-                settings.apply_to_session(&mut session);
+            session.set_pipelined_prefix(bytes);
+            match self.app.proxy.process_new_http(session, shutdown).await {
+                Some(reused) => client = PlainClient::new(reused.consume().0, BytesMut::new()),
+                None => return,
             }
-            match self.request(session, shutdown, head).await? {
-                Some(reused) => next = reused,
-                None => return Ok(()),
-            }
-            head = self.limits.idle() + self.limits.head();
+            progress.restart(self.limits.idle());
         }
     }
 
@@ -175,19 +238,14 @@ impl ClientConnection {
         }
     }
 
-    /// Serves one request; `None` if the connection ends. A client that sends too slowly gets no answer: it reads none.
-    async fn request(
-        &self,
-        session: ServerSession,
-        shutdown: &ShutdownWatch,
-        head: Duration,
-    ) -> Result<Option<ReusedHttpStream>, HttpRefusal> {
-        let progress = RequestProgress::new();
-        let mut served = Box::pin(progress.clone().watch(self.app.proxy.process_new_http(session, shutdown)));
+    /// Serves a request of HTTP/2 through pingora.
+    async fn request(&self, session: ServerSession, shutdown: &ShutdownWatch) -> Result<(), HttpRefusal> {
+        let progress = RequestProgress::new(self.limits.head());
+        let served = progress.clone().watch(self.app.proxy.process_new_http(session, shutdown));
         tokio::select! {
             biased;
-            next = &mut served => Ok(next),
-            reason = progress.overdue(head, &self.limits) => Err(reason),
+            _ = served => Ok(()),
+            reason = progress.overdue(&self.limits) => reason.map_or(Ok(()), Err),
         }
     }
 }
@@ -195,9 +253,25 @@ impl ClientConnection {
 /// What pingora calls for each request of HTTP/2.
 #[async_trait]
 impl HttpServerApp for ClientConnection {
-    async fn process_new_http(self: &Arc<Self>, session: ServerSession, shutdown: &ShutdownWatch) -> Option<ReusedHttpStream> {
+    async fn process_new_http(
+        self: &Arc<Self>,
+        mut session: ServerSession,
+        shutdown: &ShutdownWatch,
+    ) -> Option<ReusedHttpStream> {
         self.first.notify_one();
-        if let Err(reason) = self.request(session, shutdown, self.limits.head()).await {
+        if session.is_body_empty()
+            && plain_head::is_plain(session.req_header())
+            && let Ok(placeholder) = RequestHeader::build_no_case("GET", b"/", Some(0))
+        {
+            let mut request = std::mem::replace(session.req_header_mut(), placeholder);
+            let mut context = RequestContext::new(self.arrival);
+            session.set_write_timeout(Some(STALLED));
+            match self.app.direct.carry(&mut request, &mut context, AnswerTo::Stream(&mut session)).await {
+                Carried::Done { .. } => return None,
+                Carried::Not => *session.req_header_mut() = request,
+            }
+        }
+        if let Err(reason) = self.request(session, shutdown).await {
             self.app.refusals.count(reason);
         }
         None

@@ -1,7 +1,7 @@
 //! What a certificate authority is answered, on every node.
 
 use super::certified::certified;
-use super::reply::Plain;
+use super::reply::Reply;
 use crate::model::acme::{AcmeChallenge, AcmeChallengeKind};
 use crate::sync::lock;
 use crate::trust;
@@ -65,8 +65,8 @@ impl Challenges {
 
     /// The answer for a path, whatever the host: a token is of one name, and cannot be guessed. Other paths below are those of an
     /// application that orders certificates itself.
-    pub fn answer(&self, path: &str) -> Option<Plain> {
-        self.current.load().http.get(path.strip_prefix(PATH)?).map(|key_authorization| Plain(key_authorization.clone()))
+    pub fn answer(&self, path: &str) -> Option<Reply> {
+        self.current.load().http.get(path.strip_prefix(PATH)?).map(|key_authorization| Reply::exactly(key_authorization.clone()))
     }
 
     /// The certificate that answers the challenge of a name.
@@ -100,8 +100,8 @@ mod tests {
         assert!(challenges.answer("/.well-known/acme-challenge/t").is_none());
         challenges
             .set(&[challenge(AcmeChallengeKind::Http, "a.test", "t"), challenge(AcmeChallengeKind::TlsAlpn, "b.test", "alpn")]);
-        let answer = |path: &str| challenges.answer(path).map(|answer| answer.0);
-        assert_eq!(answer("/.well-known/acme-challenge/t"), Some("t.key".to_owned()));
+        let answer = |path: &str| challenges.answer(path).map(|answer| answer.into_parts().unwrap().1);
+        assert_eq!(answer("/.well-known/acme-challenge/t"), Some("t.key".into()));
         for other in ["/.well-known/acme-challenge/alpn", "/.well-known/acme-challenge/", "/.well-known/acme-challenge/t/", "/t"]
         {
             assert_eq!(answer(other), None, "{other}");

@@ -1,8 +1,8 @@
 //! Requests that this node makes to tasks of its own accord, for routes with `skep.http.check.path`: what they find is recorded in
 //! [`ServiceHealth`](super::health::ServiceHealth).
 
-use super::proxy::IngressState;
 use super::routes::{Routes, ServedRoute};
+use super::rules::IngressState;
 use super::upstream;
 use crate::model::http::HttpCheck;
 use pingora::connectors::http::Connector;

@@ -4,10 +4,10 @@ use crate::datapath::Sockets;
 use arc_swap::ArcSwapOption;
 use async_trait::async_trait;
 use pingora::connectors::l4::Connect;
-use pingora::protocols::l4::socket::SocketAddr;
+use pingora::protocols::l4::socket::SocketAddr as PeerAddress;
 use pingora::protocols::l4::stream::Stream;
 use pingora::{Error, ErrorType, OrErr as _, Result};
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpStream;
@@ -40,8 +40,9 @@ impl MeshConnector {
 
 #[async_trait]
 impl Connect for MeshConnector {
-    async fn connect(&self, address: &SocketAddr) -> Result<Stream> {
-        Ok(self.open(address).await?.into())
+    async fn connect(&self, address: &PeerAddress) -> Result<Stream> {
+        let to = address.as_inet().ok_or_else(|| Error::explain(ErrorType::ConnectError, "not an address of a task"))?;
+        Ok(self.open(*to).await?.into())
     }
 }
 
@@ -50,12 +51,11 @@ impl MeshConnector {
     ///
     /// # Errors
     /// The kernel's, or there is no address to connect from yet.
-    pub async fn open(&self, address: &SocketAddr) -> Result<TcpStream> {
-        let to = address.as_inet().ok_or_else(|| Error::explain(ErrorType::ConnectError, "not an address of a task"))?;
+    pub async fn open(&self, to: SocketAddr) -> Result<TcpStream> {
         let source = self.source.load_full();
         let source = source.ok_or_else(|| Error::explain(ErrorType::ConnectError, "this node has no address on ingress yet"))?;
         let socket = self.mesh.stream((IpAddr::V4(*source), 0).into()).or_err(ErrorType::ConnectError, "a socket in the mesh")?;
-        let connected = tokio::time::timeout(CONNECT, socket.connect(*to)).await;
+        let connected = tokio::time::timeout(CONNECT, socket.connect(to)).await;
         let stream = connected
             .or_err(ErrorType::ConnectTimedout, "connecting to a task")?
             .or_err(ErrorType::ConnectError, "connecting to a task")?;

@@ -6,12 +6,26 @@ use super::request_copy::RequestCopy;
 use super::route_load::RequestInFlight;
 use super::routes::ServedRoute;
 use crate::model::TaskId;
+use pingora::Error;
+use pingora::http::RequestHeader;
+use std::net::IpAddr;
 use std::sync::Arc;
 use tokio::time::Instant;
+
+/// The connection that a request came on.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub(super) struct Arrival {
+    /// Where it is from.
+    pub client: Option<IpAddr>,
+    /// The port that it is to.
+    pub port: u16,
+    pub tls: bool,
+}
 
 /// A request.
 pub(super) struct RequestContext {
     pub started: Instant,
+    pub arrival: Arrival,
     pub route: Option<Arc<ServedRoute>>,
     /// Task of the sticky cookie.
     pub stays_with: Option<String>,
@@ -36,10 +50,22 @@ pub(super) struct RequestContext {
     pub held: Option<Held>,
 }
 
+/// How a request has ended.
+pub(super) struct RequestEnd<'a> {
+    pub request: &'a RequestHeader,
+    /// 0: there was no answer.
+    pub status: u16,
+    /// Bytes of the body of the request, and of the answer.
+    pub received: usize,
+    pub sent: usize,
+    pub error: Option<&'a Error>,
+}
+
 impl RequestContext {
-    pub fn new() -> Self {
+    pub fn new(arrival: Arrival) -> Self {
         Self {
             started: Instant::now(),
+            arrival,
             route: None,
             stays_with: None,
             task: None,

@@ -4,6 +4,7 @@ use super::limits::HttpLimits;
 use axum::http::HeaderName;
 use pingora::Result;
 use pingora::http::RequestHeader;
+use std::borrow::Cow;
 use std::fmt::Write as _;
 use std::net::{IpAddr, SocketAddr};
 
@@ -101,39 +102,79 @@ pub(super) fn requester(
     requester
 }
 
-/// Replaces what the client says of itself.
-///
-/// # Errors
-/// A header that cannot be set.
-pub(super) fn set(request: &mut RequestHeader, requester: &Requester, request_id: &str) -> Result<()> {
+/// Takes away what the client says of itself, unless it may.
+pub(super) fn clear(request: &mut RequestHeader, requester: &Requester) {
     // The names of almost all requests have none of these.
     let may_be = |name: &str| matches!(name.as_bytes()[0], b'c' | b'f' | b'p' | b't' | b'x');
     let is_spoofed = |name: &str| {
-        let name = name.replace('_', "-");
-        let is_believed = || BELIEVED.contains(&name.as_str()) || name.starts_with("x-forwarded-");
-        OWN.contains(&name.as_str()) || (!requester.by_proxy && is_believed())
+        let name = if name.contains('_') { Cow::Owned(name.replace('_', "-")) } else { Cow::Borrowed(name) };
+        let is_believed = || BELIEVED.contains(&&*name) || name.starts_with("x-forwarded-");
+        OWN.contains(&&*name) || (!requester.by_proxy && is_believed())
     };
     let names = request.headers.keys().map(HeaderName::as_str);
     let spoofed: Vec<String> = names.filter(|name| may_be(name) && is_spoofed(name)).map(str::to_owned).collect();
     for name in spoofed {
         request.remove_header(name.as_str());
     }
+}
+
+/// The trace of a request: its own, or a new one in its place.
+pub(super) fn trace(request: &mut RequestHeader) -> String {
+    if let Some(trace) = text(request, "traceparent").filter(|trace| is_trace(trace)) {
+        let trace = trace.to_owned();
+        request.remove_header("traceparent");
+        return trace;
+    }
+    request.remove_header("traceparent");
+    request.remove_header("tracestate");
+    let mut trace = String::with_capacity(55);
+    trace.push_str("00-");
+    hex(rand::random::<u128>(), 32, &mut trace);
+    trace.push('-');
+    hex(rand::random::<u64>().into(), 16, &mut trace);
+    trace.push_str("-00");
+    trace
+}
+
+/// A new id of a request.
+pub(super) fn request_id() -> String {
+    let mut id = String::with_capacity(32);
+    hex(rand::random(), 32, &mut id);
+    id
+}
+
+fn hex(number: u128, digits: u32, out: &mut String) {
+    let digit = |at: u32| b"0123456789abcdef"[(number >> (4 * at)) as usize & 15];
+    out.extend((0..digits).rev().map(|at| char::from(digit(at))));
+}
+
+/// What is said of the client, field by field.
+///
+/// # Errors
+/// Those of `set`.
+pub(super) fn fields(
+    requester: &Requester,
+    request_id: &str,
+    trace: &str,
+    mut set: impl FnMut(&'static str, &str) -> Result<()>,
+) -> Result<()> {
     let proto = if requester.tls { "https" } else { "http" };
     if let Some(client) = requester.client {
-        let chain: Vec<String> = requester.chain.iter().map(ToString::to_string).collect();
-        request.insert_header("x-forwarded-for", chain.join(", "))?;
-        request.insert_header("x-real-ip", client.to_string())?;
+        let client_text = client.to_string();
+        if requester.chain == [client] {
+            set("X-Forwarded-For", &client_text)?;
+        } else {
+            let chain: Vec<String> = requester.chain.iter().map(ToString::to_string).collect();
+            set("X-Forwarded-For", &chain.join(", "))?;
+        }
+        set("X-Real-IP", &client_text)?;
     }
-    request.insert_header("x-forwarded-proto", proto)?;
-    request.insert_header("x-forwarded-host", requester.host.as_str())?;
-    request.insert_header("x-forwarded-port", requester.port.to_string())?;
-    request.insert_header("forwarded", forwarded(requester, proto))?;
-    request.insert_header("x-request-id", request_id)?;
-    if !text(request, "traceparent").is_some_and(is_trace) {
-        request.remove_header("tracestate");
-        request.insert_header("traceparent", format!("00-{:032x}-{:016x}-00", rand::random::<u128>(), rand::random::<u64>()))?;
-    }
-    Ok(())
+    set("X-Forwarded-Proto", proto)?;
+    set("X-Forwarded-Host", &requester.host)?;
+    set("X-Forwarded-Port", &requester.port.to_string())?;
+    set("Forwarded", &forwarded(requester, proto))?;
+    set("X-Request-Id", request_id)?;
+    set("Traceparent", trace)
 }
 
 /// RFC 7239: `for=192.0.2.1;host=shop.example.com;proto=https`, an element for each hop.
@@ -149,9 +190,12 @@ fn forwarded(requester: &Requester, proto: &str) -> String {
     let separator = if out.is_empty() { "" } else { ";" };
     let is_token =
         !requester.host.is_empty() && requester.host.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-._".contains(&byte));
-    let quoted: String = requester.host.chars().filter(|c| !matches!(c, '"' | '\\')).collect();
-    let host = if is_token { quoted } else { format!("\"{quoted}\"") };
-    let _ = write!(out, "{separator}host={host};proto={proto}");
+    let _ = if is_token {
+        write!(out, "{separator}host={};proto={proto}", requester.host)
+    } else {
+        let quoted: String = requester.host.chars().filter(|c| !matches!(c, '"' | '\\')).collect();
+        write!(out, "{separator}host=\"{quoted}\";proto={proto}")
+    };
     out
 }
 
@@ -177,6 +221,13 @@ mod tests {
             request.append_header(*name, *value).unwrap();
         }
         request
+    }
+
+    /// As a task gets it.
+    fn set(request: &mut RequestHeader, requester: &Requester, request_id: &str) -> Result<()> {
+        clear(request, requester);
+        let trace = trace(request);
+        fields(requester, request_id, &trace, |name, value| request.insert_header(name, value))
     }
 
     fn limits(trusted: &str) -> HttpLimits {

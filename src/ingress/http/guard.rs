@@ -5,6 +5,8 @@
 
 use super::limits::MOST_HEAD;
 use super::refusals::HttpRefusal;
+use axum::http::HeaderName;
+use axum::http::header::{CONTENT_LENGTH, TRANSFER_ENCODING};
 use pingora::http::RequestHeader;
 
 /// Why a request is not served: the reason that is counted, the status, and a word for the client.
@@ -15,20 +17,22 @@ pub(super) fn refuse(request: &RequestHeader) -> Option<GuardRefusal> {
     if request.raw_path().len() + fields.sum::<usize>() > MOST_HEAD {
         return Some((HttpRefusal::HeadSize, 431, "the head of the request is larger than 64 KiB"));
     }
-    let target = request.raw_path().to_ascii_lowercase();
-    let is_target = [&b"/"[..], b"http://", b"https://"].iter().any(|begin| target.starts_with(begin)) || target == b"*";
-    if !is_target {
+    let target = request.raw_path();
+    let begins = |with: &[u8]| target.get(..with.len()).is_some_and(|begin| begin.eq_ignore_ascii_case(with));
+    if ![&b"/"[..], b"http://", b"https://"].iter().any(|with| begins(with)) && target != b"*" {
         return Some((HttpRefusal::Framing, 400, "the target is neither a path nor an address"));
     }
-    let values = |name: &str| request.headers.get_all(name).into_iter().map(AsRef::<[u8]>::as_ref).collect::<Vec<&[u8]>>();
-    let lengths = values("content-length");
+    let values = |name: HeaderName| request.headers.get_all(name).into_iter().map(AsRef::<[u8]>::as_ref);
+    let mut lengths = values(CONTENT_LENGTH);
+    let length = lengths.next();
     let is_length = |value: &[u8]| !value.is_empty() && value.iter().all(u8::is_ascii_digit);
-    if lengths.len() > 1 || !lengths.iter().all(|value| is_length(value)) {
+    if lengths.next().is_some() || !length.is_none_or(is_length) {
         return Some((HttpRefusal::Framing, 400, "the length of the body is not one number"));
     }
-    match &values("transfer-encoding")[..] {
-        [] => None,
-        [only] if only.eq_ignore_ascii_case(b"chunked") && lengths.is_empty() => None,
+    let mut encodings = values(TRANSFER_ENCODING);
+    match (encodings.next(), encodings.next()) {
+        (None, _) => None,
+        (Some(only), None) if only.eq_ignore_ascii_case(b"chunked") && length.is_none() => None,
         _ => Some((HttpRefusal::Framing, 400, "the body may be chunked and nothing else")),
     }
 }

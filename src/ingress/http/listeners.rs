@@ -94,12 +94,15 @@ impl Listeners {
             Some(socket) => socket,
             None => HereSockets.listen(address)?,
         };
+        // Connections that are accepted have these too.
+        socket2::SockRef::from(&socket).set_tcp_nodelay(true)?;
+        keep_alive(&socket, IDLE)?;
         socket2::SockRef::from(&socket).listen(BACKLOG)?;
         socket.set_nonblocking(true)?;
         let accepting = tokio::net::TcpListener::from_std(socket.try_clone()?)?;
         let tls = tls.then(|| tls::acceptor(self.serving.certificates.clone())).transpose()?.map(Arc::new);
         let (stop, stopped) = watch::channel(false);
-        tokio::spawn(accept(accepting, self.serving.app.clone(), tls, stopped));
+        tokio::spawn(accept(accepting, self.serving.app.clone(), address.port(), tls, stopped));
         Ok(OpenListener { socket, stop })
     }
 
@@ -134,6 +137,7 @@ impl Listeners {
 async fn accept(
     listener: tokio::net::TcpListener,
     app: Arc<IngressApp>,
+    port: u16,
     tls: Option<Arc<Acceptor>>,
     stop: watch::Receiver<bool>,
 ) {
@@ -146,9 +150,7 @@ async fn accept(
         };
         match accepted {
             Ok((stream, peer)) => {
-                let _ = stream.set_nodelay(true);
-                let _ = keep_alive(&stream, IDLE);
-                tokio::spawn(app.clone().serve(stream, peer, tls.clone(), stop.clone()));
+                tokio::spawn(app.clone().serve(stream, (peer, port), tls.clone(), stop.clone()));
             }
             Err(error) => {
                 tracing::debug!(%error, "a connection is not accepted");

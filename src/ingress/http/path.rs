@@ -1,5 +1,7 @@
 //! Hosts and paths as requests have them, in the form that routes are looked up by. Pure.
 
+use std::borrow::Cow;
+
 /// The host of a `Host` header or `:authority`, in lower case, without port and dot at its end; `None` if it is none.
 pub fn host(text: &str) -> Option<String> {
     let is_port = |port: &str| port.bytes().all(|byte| byte.is_ascii_digit());
@@ -19,8 +21,11 @@ pub fn host(text: &str) -> Option<String> {
 /// A path with what is percent-encoded decoded, as tasks read it; `None` if it leads elsewhere than it looks (`..`, a backslash, a
 /// slash or NUL that is encoded, an encoding that is none), so that no task reads another route out of it than the one it was looked up by. (For
 /// slashes in a row and `.`, see [`merged`].)
-pub fn path(text: &str) -> Option<String> {
+pub fn path(text: &str) -> Option<Cow<'_, str>> {
     let bytes = text.as_bytes();
+    if !text.contains("..") && !bytes.iter().any(|byte| matches!(byte, b'%' | b'\\')) {
+        return Some(text.into());
+    }
     let mut decoded = Vec::with_capacity(bytes.len());
     let mut at = 0;
     while at < bytes.len() {
@@ -38,7 +43,7 @@ pub fn path(text: &str) -> Option<String> {
     }
     let decoded = String::from_utf8_lossy(&decoded).into_owned();
     let is_plain = |segment: &str| without_parameters(segment) != ".." && !segment.contains('\\');
-    decoded.split('/').all(is_plain).then_some(decoded)
+    decoded.split('/').all(is_plain).then_some(decoded.into())
 }
 
 /// A segment without the parameters that some servers allow in it and do not count as part of the path: `admin;v=1`.
@@ -47,10 +52,13 @@ fn without_parameters(segment: &str) -> &str {
 }
 
 /// The path as servers that merge slashes and drop `.` and parameters of segments read it.
-pub fn merged(path: &str) -> String {
+pub fn merged(path: &str) -> Cow<'_, str> {
+    if path.starts_with('/') && !path.contains("//") && !path.contains("/.") && !path.contains(';') {
+        return path.into();
+    }
     let segments: Vec<&str> = path.split('/').map(without_parameters).filter(|segment| !matches!(*segment, "" | ".")).collect();
     let end = if path.ends_with('/') && !segments.is_empty() { "/" } else { "" };
-    format!("/{}{end}", segments.join("/"))
+    format!("/{}{end}", segments.join("/")).into()
 }
 
 /// The path and query without the prefix.

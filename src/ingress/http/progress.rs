@@ -9,7 +9,6 @@ use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
-use tokio::sync::Notify;
 use tokio::time::Instant;
 
 tokio::task_local! {
@@ -20,10 +19,15 @@ tokio::task_local! {
 /// A body of unknown length.
 const UNKNOWN: u64 = u64::MAX;
 
-/// How far a request is.
+/// How far a request is; on a connection of HTTP/1 each in its turn.
 #[derive(Debug)]
 pub(super) struct RequestProgress {
     began: Instant,
+    /// Nothing of the request has come, which is no fault.
+    idle: AtomicBool,
+    /// From when on the request or its head is waited for, in milliseconds from `began`, and for how long.
+    since: AtomicU64,
+    head_ms: AtomicU64,
     head: AtomicBool,
     /// There is a body.
     expected: AtomicBool,
@@ -37,13 +41,14 @@ pub(super) struct RequestProgress {
     /// When the head was read, and when the last part of the body was, in milliseconds from `began`.
     head_at: AtomicU64,
     last_at: AtomicU64,
-    /// A body is waited for again.
-    changed: Notify,
 }
 
 /// What is decided by.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 struct ProgressSeen {
+    idle: bool,
+    since: u64,
+    head_ms: u64,
     head: bool,
     /// Bytes that are announced, if a body is waited for; [`UNKNOWN`] if its length is not.
     body: Option<u64>,
@@ -55,27 +60,36 @@ struct ProgressSeen {
 /// What is to be done about a request.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Pace {
-    Overdue(HttpRefusal),
+    /// The connection is to be closed; without a reason it was of no use any more.
+    Overdue(Option<HttpRefusal>),
     /// Look again then, in milliseconds from the beginning.
     LookAt(u64),
     /// Nothing more is waited for.
     Complete,
 }
 
-fn pace(seen: &ProgressSeen, now: u64, head_ms: u64, body_ms: u64) -> Pace {
+fn pace(seen: &ProgressSeen, now: u64, body_ms: u64) -> Pace {
     let due = |at: u64, reason| if now >= at { Pace::Overdue(reason) } else { Pace::LookAt(at) };
     match (seen.head, seen.body) {
-        (false, _) => due(head_ms, HttpRefusal::SlowHead),
+        (false, _) => due(seen.since + seen.head_ms, Some(HttpRefusal::SlowHead).filter(|_| !seen.idle)),
         (true, None) => Pace::Complete,
-        (true, Some(UNKNOWN)) => due(seen.last_at + body_ms, HttpRefusal::SlowBody),
-        (true, Some(_)) => due(seen.head_at + body_ms + seen.read * 1000 / BODY_RATE, HttpRefusal::SlowBody),
+        (true, Some(UNKNOWN)) => due(seen.last_at + body_ms, Some(HttpRefusal::SlowBody)),
+        (true, Some(_)) => due(seen.head_at + body_ms + seen.read * 1000 / BODY_RATE, Some(HttpRefusal::SlowBody)),
     }
 }
 
+fn millis(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}
+
 impl RequestProgress {
-    pub fn new() -> Arc<Self> {
+    /// `head`: how long the head is waited for.
+    pub fn new(head: Duration) -> Arc<Self> {
         Arc::new(Self {
             began: Instant::now(),
+            idle: AtomicBool::new(false),
+            since: AtomicU64::new(0),
+            head_ms: AtomicU64::new(millis(head)),
             head: AtomicBool::new(false),
             expected: AtomicBool::new(false),
             announced: AtomicU64::new(0),
@@ -84,8 +98,36 @@ impl RequestProgress {
             upgraded: AtomicBool::new(false),
             head_at: AtomicU64::new(0),
             last_at: AtomicU64::new(0),
-            changed: Notify::new(),
         })
+    }
+
+    /// The next request is waited for, so long.
+    pub fn restart(&self, idle: Duration) {
+        self.wait(idle);
+        self.idle.store(true, Ordering::Relaxed);
+        self.announced.store(0, Ordering::Relaxed);
+        self.expected.store(false, Ordering::Relaxed);
+        self.ended.store(false, Ordering::Relaxed);
+        self.read.store(0, Ordering::Relaxed);
+        self.head.store(false, Ordering::Release);
+    }
+
+    /// A part of the head has come; the rest is waited for.
+    pub fn head_began(&self, head: Duration) {
+        if self.idle.swap(false, Ordering::Relaxed) {
+            self.wait(head);
+        }
+    }
+
+    /// The head is waited for from now on.
+    pub fn wait(&self, time: Duration) {
+        self.since.store(self.now(), Ordering::Relaxed);
+        self.head_ms.store(millis(time), Ordering::Relaxed);
+    }
+
+    /// The head of a request without a body was read.
+    pub fn head_alone(&self) {
+        self.head.store(true, Ordering::Release);
     }
 
     /// Runs what serves the request; the filters that it calls find this.
@@ -94,13 +136,16 @@ impl RequestProgress {
     }
 
     fn now(&self) -> u64 {
-        u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX)
+        millis(self.began.elapsed())
     }
 
     fn seen(&self) -> ProgressSeen {
         let load = |value: &AtomicU64| value.load(Ordering::Relaxed);
         let waits = !self.ended.load(Ordering::Relaxed);
         ProgressSeen {
+            idle: self.idle.load(Ordering::Relaxed),
+            since: load(&self.since),
+            head_ms: load(&self.head_ms),
             head: self.head.load(Ordering::Acquire),
             body: Some(load(&self.announced)).filter(|announced| waits && *announced > 0),
             read: load(&self.read),
@@ -109,15 +154,18 @@ impl RequestProgress {
         }
     }
 
-    /// Returns once the client is too slow; `head` is its time for the head.
-    pub async fn overdue(&self, head: Duration, limits: &HttpLimits) -> HttpRefusal {
-        let head_ms = u64::try_from(head.as_millis()).unwrap_or(u64::MAX);
+    /// Returns once the client is too slow, or has waited too long: the latter without a reason.
+    pub async fn overdue(&self, limits: &HttpLimits) -> Option<HttpRefusal> {
+        // Whatever is waited for next is waited for so long: it need not be announced here.
+        let least = limits.body_ms.min(limits.head_ms).min(limits.idle_ms).max(1);
         loop {
-            match pace(&self.seen(), self.now(), head_ms, limits.body_ms) {
+            let now = self.now();
+            let look_at = match pace(&self.seen(), now, limits.body_ms) {
                 Pace::Overdue(reason) => return reason,
-                Pace::LookAt(at) => tokio::time::sleep_until(self.began + Duration::from_millis(at)).await,
-                Pace::Complete => self.changed.notified().await,
-            }
+                Pace::LookAt(at) => at.min(now + least),
+                Pace::Complete => now + least,
+            };
+            tokio::time::sleep_until(self.began + Duration::from_millis(look_at)).await;
         }
     }
 }
@@ -184,7 +232,6 @@ pub(super) fn answer_ended() {
             progress.head_at.store(progress.now(), Ordering::Relaxed);
             progress.read.store(0, Ordering::Relaxed);
             progress.announced.store(UNKNOWN - 1, Ordering::Relaxed);
-            progress.changed.notify_one();
         }
     });
 }
@@ -195,23 +242,26 @@ mod tests {
 
     #[test]
     fn heads_and_bodies_have_their_time() {
-        let seen = ProgressSeen { head: true, body: None, read: 0, head_at: 100, last_at: 100 };
+        let seen =
+            ProgressSeen { idle: false, since: 0, head_ms: 1000, head: true, body: None, read: 0, head_at: 100, last_at: 100 };
         let none = ProgressSeen { head: false, ..seen };
         let announced = ProgressSeen { body: Some(1_000_000), ..seen };
         let unknown = ProgressSeen { body: Some(UNKNOWN), ..seen };
         for (seen, now, expected) in [
             (none, 0, Pace::LookAt(1000)),
-            (none, 1000, Pace::Overdue(HttpRefusal::SlowHead)),
+            (none, 1000, Pace::Overdue(Some(HttpRefusal::SlowHead))),
+            (ProgressSeen { since: 500, ..none }, 1000, Pace::LookAt(1500)),
+            (ProgressSeen { idle: true, ..none }, 1000, Pace::Overdue(None)),
             (seen, 99_999, Pace::Complete),
             (announced, 100, Pace::LookAt(5100)),
-            (announced, 5100, Pace::Overdue(HttpRefusal::SlowBody)),
+            (announced, 5100, Pace::Overdue(Some(HttpRefusal::SlowBody))),
             // 1000 bytes are worth 2 s.
             (ProgressSeen { read: 1000, ..announced }, 5100, Pace::LookAt(7100)),
             (unknown, 5099, Pace::LookAt(5100)),
-            (unknown, 5100, Pace::Overdue(HttpRefusal::SlowBody)),
+            (unknown, 5100, Pace::Overdue(Some(HttpRefusal::SlowBody))),
             (ProgressSeen { last_at: 4000, ..unknown }, 5100, Pace::LookAt(9000)),
         ] {
-            assert_eq!(pace(&seen, now, 1000, 5000), expected, "{seen:?} at {now}");
+            assert_eq!(pace(&seen, now, 5000), expected, "{seen:?} at {now}");
         }
     }
 
@@ -219,7 +269,7 @@ mod tests {
     async fn filters_report_to_the_request_that_their_task_serves() {
         let limits = HttpLimits { body_ms: 50, ..HttpLimits::default() };
         let overdue = async |complete: bool| {
-            let progress = RequestProgress::new();
+            let progress = RequestProgress::new(Duration::ZERO);
             let serve = progress.clone().watch(async {
                 head_seen(ExpectedBody::Length(1000));
                 body_read(10, complete);
@@ -228,11 +278,11 @@ mod tests {
             tokio::select! {
                 biased;
                 () = serve => None,
-                reason = progress.overdue(Duration::ZERO, &limits) => Some(reason),
+                reason = progress.overdue(&limits) => reason,
             }
         };
         assert_eq!((overdue(true).await, overdue(false).await), (None, Some(HttpRefusal::SlowBody)));
         body_read(1, true);
-        assert_eq!(RequestProgress::new().overdue(Duration::ZERO, &limits).await, HttpRefusal::SlowHead);
+        assert_eq!(RequestProgress::new(Duration::ZERO).overdue(&limits).await, Some(HttpRefusal::SlowHead));
     }
 }

@@ -4,41 +4,65 @@ use super::routes::ServedRoute;
 use crate::model::http::HttpRedirect;
 use bytes::Bytes;
 use pingora::http::{Method, RequestHeader, ResponseHeader};
-use pingora::proxy::Session;
+use pingora::protocols::http::ServerSession;
 use pingora::{Error, ErrorSource, ErrorType, Result};
 
+#[derive(Debug)]
+enum ReplyBody {
+    /// After the status.
+    Word(String),
+    Exactly(String),
+}
+
 /// An answer.
+#[derive(Debug)]
 pub(super) struct Reply {
     pub status: u16,
-    pub text: String,
+    body: ReplyBody,
     pub headers: Vec<(&'static str, String)>,
 }
 
 impl Reply {
     pub fn new(status: u16, text: impl Into<String>) -> Self {
-        Self { status, text: text.into(), headers: Vec::new() }
+        Self { status, body: ReplyBody::Word(text.into()), headers: Vec::new() }
+    }
+    /// An answer whose body is this text and nothing else.
+    pub fn exactly(text: String) -> Self {
+        Self { status: 200, body: ReplyBody::Exactly(text), headers: Vec::new() }
     }
     pub fn with(mut self, header: &'static str, value: impl Into<String>) -> Self {
         self.headers.push((header, value.into()));
         self
     }
 
-    /// Sends it; the connection is kept.
-    pub async fn send(self, session: &mut Session) -> Result<()> {
-        let body = Bytes::from(format!("{} {}\n", self.status, self.text));
+    /// Its head and body.
+    ///
+    /// # Errors
+    /// A header that cannot be set.
+    pub fn into_parts(self) -> Result<(ResponseHeader, Bytes)> {
         let mut head = ResponseHeader::build(self.status, Some(4 + self.headers.len()))?;
-        head.insert_header("content-type", "text/plain; charset=utf-8")?;
+        let (kind, body) = match self.body {
+            ReplyBody::Word(text) => ("text/plain; charset=utf-8", format!("{} {text}\n", self.status)),
+            ReplyBody::Exactly(text) => ("application/octet-stream", text),
+        };
+        head.insert_header("content-type", kind)?;
         head.insert_header("cache-control", "no-store")?;
         head.set_content_length(body.len())?;
         for (name, value) in self.headers {
             head.insert_header(name, value)?;
         }
+        Ok((head, body.into()))
+    }
+
+    /// Sends it; the connection is kept.
+    ///
+    /// # Errors
+    /// The client takes nothing.
+    pub async fn send(self, session: &mut ServerSession) -> Result<()> {
+        let (head, body) = self.into_parts()?;
         let is_head = session.req_header().method == Method::HEAD;
-        session.write_response_header(Box::new(head), is_head).await?;
-        if !is_head {
-            session.write_response_body(Some(body), true).await?;
-        }
-        Ok(())
+        session.write_response_header(Box::new(head)).await?;
+        session.write_response_body(if is_head { Bytes::new() } else { body }, true).await
     }
 }
 
@@ -101,24 +125,4 @@ pub(super) fn failure(error: &Error, route: Option<&ServedRoute>) -> Option<Repl
         _ => Reply::new(500, "the request cannot be served"),
     };
     Some(reply)
-}
-
-/// An answer whose body is this text and nothing else.
-#[derive(Debug)]
-pub(super) struct Plain(pub String);
-
-impl Plain {
-    /// Sends it; the connection is kept.
-    pub async fn send(self, session: &mut Session) -> Result<()> {
-        let mut head = ResponseHeader::build(200, Some(3))?;
-        head.insert_header("content-type", "application/octet-stream")?;
-        head.insert_header("cache-control", "no-store")?;
-        head.set_content_length(self.0.len())?;
-        let is_head = session.req_header().method == Method::HEAD;
-        session.write_response_header(Box::new(head), is_head).await?;
-        if !is_head {
-            session.write_response_body(Some(Bytes::from(self.0)), true).await?;
-        }
-        Ok(())
-    }
 }

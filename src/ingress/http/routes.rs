@@ -6,7 +6,7 @@ use super::health::ServiceHealth;
 use super::index::HostIndex;
 use super::route_load::RouteLoad;
 use super::table::HttpTable;
-use crate::model::http::{HttpBackend, HttpRoute, HttpService};
+use crate::model::http::{HttpBackend, HttpRoute, HttpScheme, HttpService};
 use crate::model::{ServiceId, TaskId};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -33,6 +33,8 @@ pub(super) struct Claim {
     pub choices: Vec<Arc<ServedRoute>>,
     weights: Vec<u32>,
     turn: AtomicUsize,
+    /// Requests without a body need nothing of pingora, whichever route is chosen.
+    pub direct: bool,
 }
 
 /// A route of a service at a host and prefix.
@@ -96,7 +98,8 @@ impl Routes {
             self.by_service.entry(choice.service.service_name.clone()).or_insert_with(|| choice.clone());
         }
         let (host, prefix) = (claim.host.clone(), claim.prefix.clone());
-        let claim = Arc::new(Claim { host, prefix, tls: claim.tls, choices, weights, turn: AtomicUsize::new(0) });
+        let direct = choices.iter().all(|choice| is_direct(&choice.route));
+        let claim = Arc::new(Claim { host, prefix, tls: claim.tls, choices, weights, turn: AtomicUsize::new(0), direct });
         self.indexes[usize::from(claim.tls)].insert(&claim.host, &claim.prefix, claim.clone());
         self.claims.push(claim);
     }
@@ -115,16 +118,19 @@ impl Routes {
         }
     }
 
-    /// The route of a request: on which listener, host in lower case, decoded path, and the value of a cookie that the client has.
-    pub fn find<'a>(
-        &self,
-        tls: bool,
-        host: &str,
-        path: &str,
-        cookie: impl Fn(&str) -> Option<&'a str>,
-    ) -> Option<Arc<ServedRoute>> {
-        self.indexes[usize::from(tls)].find(host, path)?.choose(cookie)
+    /// What a request falls under: on which listener, host in lower case, decoded path.
+    pub fn find(&self, tls: bool, host: &str, path: &str) -> Option<&Arc<Claim>> {
+        self.indexes[usize::from(tls)].find(host, path)
     }
+}
+
+/// Whether tasks are spoken to in HTTP/1 and without TLS, and nothing but heads is changed.
+fn is_direct(route: &HttpRoute) -> bool {
+    route.scheme == HttpScheme::Http
+        && route.proxy_protocol.is_none()
+        && route.mirror.is_none()
+        && !route.compress
+        && !route.dashboard
 }
 
 fn served(route: &HttpRoute, service: &Arc<HttpService>, kept: KeptOfRoute) -> Arc<ServedRoute> {
@@ -139,7 +145,7 @@ fn served(route: &HttpRoute, service: &Arc<HttpService>, kept: KeptOfRoute) -> A
 
 impl Claim {
     /// By weight, in turn; the one whose task the client stays with. A choice without a task is passed over while another one has some.
-    fn choose<'a>(&self, cookie: impl Fn(&str) -> Option<&'a str>) -> Option<Arc<ServedRoute>> {
+    pub fn choose<'a>(&self, cookie: impl Fn(&str) -> Option<&'a str>) -> Option<Arc<ServedRoute>> {
         if let [only] = &self.choices[..] {
             return Some(only.clone());
         }
@@ -206,6 +212,10 @@ mod tests {
         Routes::new(&HttpTable { services, claims, ..HttpTable::default() }, before)
     }
 
+    fn chosen(routes: &Routes) -> Arc<ServedRoute> {
+        routes.find(false, "a.b", "/").and_then(|claim| claim.choose(|_| None)).unwrap()
+    }
+
     fn asked(route: &ServedRoute, stays: Option<&str>, tried: &[&str]) -> Option<String> {
         let tried: Vec<TaskId> = tried.iter().map(|task| (*task).into()).collect();
         route.backend(stays, &tried).map(|backend| backend.task_id.to_string())
@@ -215,7 +225,7 @@ mod tests {
     fn only_tasks_that_listen_are_asked_in_turn_and_none_twice() {
         let web = with(&service("web", 1, "a.b", None), &[("t1", &[80]), ("t2", &[]), ("t3", &[80]), ("t4", &[81])]);
         let routes = routes(vec![web.clone()], &Routes::default());
-        let route = routes.find(false, "a.b", "/", |_| None).unwrap();
+        let route = chosen(&routes);
         assert_eq!(route.ready, 2);
         let turns: Vec<_> = (0..4).map(|_| asked(&route, None, &[]).unwrap()).collect();
         assert_eq!(turns, ["t1", "t3", "t1", "t3"]);
@@ -231,9 +241,9 @@ mod tests {
     #[test]
     fn all_are_asked_while_none_was_seen_to_listen() {
         let web = with(&service("web", 1, "a.b", None), &[("t1", &[]), ("t2", &[])]);
-        let route = routes(vec![web], &Routes::default()).find(false, "a.b", "/", |_| None).unwrap();
+        let route = chosen(&routes(vec![web], &Routes::default()));
         assert_eq!((route.ready, asked(&route, None, &["t1"]).as_deref()), (0, Some("t2")));
-        let none = routes(vec![service("web", 1, "a.b", None)], &Routes::default()).find(false, "a.b", "/", |_| None).unwrap();
+        let none = chosen(&routes(vec![service("web", 1, "a.b", None)], &Routes::default()));
         assert_eq!(asked(&none, None, &[]), None);
     }
 
@@ -241,7 +251,7 @@ mod tests {
     fn requests_are_shared_by_weight_among_services_that_have_a_task() {
         let (main, canary) = (service("main", 1, "a.b", Some(3)), service("canary", 2, "a.b", Some(1)));
         let shares = |routes: &Routes| {
-            let names = (0..8).map(|_| routes.find(false, "a.b", "/", |_| None).unwrap().service.service_name.clone());
+            let names = (0..8).map(|_| chosen(routes).service.service_name.clone());
             names.filter(|name| name == "canary").count()
         };
         let both = vec![with(&main, &[("t1", &[80])]), with(&canary, &[("t2", &[80])])];
@@ -258,7 +268,15 @@ mod tests {
             Arc::new(HttpService { routes, ..(*service).clone() })
         };
         let asked = |routes: &Routes, task: &'static str| {
-            let names = (0..8).map(|_| routes.find(false, "a.b", "/", |_| Some(task)).unwrap().service.service_name.clone());
+            let names = (0..8).map(|_| {
+                routes
+                    .find(false, "a.b", "/")
+                    .and_then(|claim| claim.choose(|_| Some(task)))
+                    .unwrap()
+                    .service
+                    .service_name
+                    .clone()
+            });
             names.filter(|name| name == "canary").count()
         };
         let both = routes(vec![sticky("main", 1, 3, "t1"), sticky("canary", 2, 1, "t2")], &Routes::default());
@@ -270,10 +288,10 @@ mod tests {
     #[test]
     fn counters_go_on_after_a_change() {
         let before = routes(vec![service("web", 1, "a.b,c.d", None)], &Routes::default());
-        before.find(false, "a.b", "/", |_| None).unwrap().counters.count(200, std::time::Duration::ZERO);
+        chosen(&before).counters.count(200, std::time::Duration::ZERO);
         let after = routes(vec![with(&service("web", 1, "a.b", None), &[("t1", &[80])])], &before);
-        assert_eq!(after.find(false, "a.b", "/", |_| None).unwrap().counters.read().requests(), 1);
+        assert_eq!(chosen(&after).counters.read().requests(), 1);
         let renamed = routes(vec![service("other", 1, "a.b", None)], &after);
-        assert_eq!(renamed.find(false, "a.b", "/", |_| None).unwrap().counters.read().requests(), 0);
+        assert_eq!(chosen(&renamed).counters.read().requests(), 0);
     }
 }

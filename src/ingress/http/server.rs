@@ -5,12 +5,14 @@ use super::certificates::Certificates;
 use super::checks;
 use super::connector::MeshConnector;
 use super::credentials::Credentials;
+use super::direct::DirectProxy;
 use super::limits::HttpLimits;
 use super::listeners::{Listeners, Serving};
 use super::mirror::Mirror;
-use super::proxy::{IngressProxy, IngressState};
+use super::proxy::IngressProxy;
 use super::refusals::HttpRefusals;
 use super::routes::Routes;
+use super::rules::IngressState;
 use super::state::{HttpRouteStatus, HttpStatus};
 use super::table::{HttpPorts, HttpTable};
 use crate::datapath::Sockets;
@@ -27,6 +29,7 @@ use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
 
 /// Requests at a time on a connection of HTTP/2.
 const H2_STREAMS: u32 = 100;
@@ -79,7 +82,15 @@ impl HttpServer {
         h2.max_concurrent_streams(H2_STREAMS).max_header_list_size(H2_HEADERS);
         h2.initial_window_size(H2_WINDOWS.0).initial_connection_window_size(H2_WINDOWS.1);
         let proxy = Arc::new(proxy);
-        let app = Arc::new(IngressApp { proxy: proxy.clone(), connections: ClientConnections::default(), limits, refusals, h2 });
+        let app = Arc::new(IngressApp {
+            proxy: proxy.clone(),
+            connections: ClientConnections::default(),
+            limits,
+            refusals,
+            h2,
+            direct: DirectProxy::new(state.clone()),
+            ending: CancellationToken::new(),
+        });
         let serving = Serving { app: app.clone(), certificates };
         let (listeners, changed) = (Mutex::new(Listeners::new(serving, inherited)), Arc::<Notify>::default());
         tokio::spawn(checks::run(state.clone(), changed.clone()));
@@ -115,8 +126,9 @@ impl HttpServer {
         self.follow(ports);
     }
 
-    /// Reads the counters for the rates; called once a second.
+    /// Reads the counters for the rates, and closes connections that have waited; called once a second.
     pub fn sample(&self) {
+        self.app.direct.sweep();
         let now = Instant::now();
         for route in self.state.routes.load().claims.iter().flat_map(|claim| &claim.choices) {
             route.counters.window.sample(now, || route.counters.read());
@@ -192,6 +204,7 @@ impl HttpServer {
             return;
         }
         // Ends the idle ones alone.
+        self.app.ending.cancel();
         self.proxy.http_cleanup().await;
         self.app.connections.end(LAST_ANSWER).await;
     }

@@ -4,12 +4,14 @@
 use super::progress;
 use super::proxy_header::{ConnectionEnds, ProxyHeader, parse};
 use async_trait::async_trait;
+use bytes::{Buf as _, BytesMut};
 use futures_util::FutureExt as _;
 use pingora::protocols::l4::socket::SocketAddr as PeerAddress;
 use pingora::protocols::{
     GetProxyDigest, GetSocketDigest, GetTimingDigest, Peek, Shutdown, SocketDigest, Ssl, TimingDigest, UniqueID, UniqueIDType,
 };
 use std::io;
+use std::net::SocketAddr;
 use std::os::fd::AsRawFd as _;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -18,9 +20,12 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, BufStream, ReadBuf};
 use tokio::net::TcpStream;
 
-/// As pingora's own listeners have them.
-const READ_BUFFER: usize = 64 << 10;
+/// As pingora's own listeners have it.
 const WRITE_BUFFER: usize = 1460;
+/// A record of TLS.
+const RECORDS: usize = 16 << 10;
+/// What is read at once before it is known what the client speaks: heads of requests are rarely longer.
+const BEGINNING: usize = 4 << 10;
 
 /// How long a client of an upgraded connection has to notice that it has ended.
 const LINGER: Duration = Duration::from_secs(2);
@@ -33,15 +38,19 @@ const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 pub(super) struct ClientStream {
     inner: BufStream<TcpStream>,
     /// Read before its time.
-    ahead: Vec<u8>,
+    ahead: BytesMut,
     digest: Arc<SocketDigest>,
 }
 
 impl ClientStream {
-    pub fn new(stream: TcpStream) -> Self {
-        let digest = Arc::new(SocketDigest::from_raw_fd(stream.as_raw_fd()));
-        let inner = BufStream::with_capacity(READ_BUFFER, WRITE_BUFFER, stream);
-        Self { inner, ahead: Vec::new(), digest }
+    /// `tls`: what is read are records of TLS, of which rustls asks for a part at a time.
+    pub fn new(stream: TcpStream, peer: SocketAddr, tls: bool) -> Self {
+        let digest = SocketDigest::from_raw_fd(stream.as_raw_fd());
+        let _ = digest.peer_addr.set(Some(PeerAddress::Inet(peer)));
+        let digest = Arc::new(digest);
+        // Into a larger buffer than this one it reads at once.
+        let inner = BufStream::with_capacity(if tls { RECORDS } else { 1 }, WRITE_BUFFER, stream);
+        Self { inner, ahead: BytesMut::new(), digest }
     }
 
     /// Reads the PROXY header; from then on the connection is from the client that it names. `None`: it is the proxy's own.
@@ -54,7 +63,7 @@ impl ClientStream {
                 ProxyHeader::Incomplete => self.read_ahead().await?,
                 ProxyHeader::Invalid => return Err(io::ErrorKind::InvalidData.into()),
                 ProxyHeader::Complete { length, ends } => {
-                    self.ahead.drain(..length);
+                    self.ahead.advance(length);
                     if let Some((client, to)) = ends {
                         let digest = SocketDigest::from_raw_fd(self.inner.get_ref().as_raw_fd());
                         let _ = digest.peer_addr.set(Some(PeerAddress::Inet(client)));
@@ -82,13 +91,16 @@ impl ClientStream {
     }
 
     async fn read_ahead(&mut self) -> io::Result<()> {
-        let mut buffer = [0; 512];
-        let length = self.inner.read(&mut buffer).await?;
-        if length == 0 {
+        self.ahead.reserve(BEGINNING);
+        if self.inner.read_buf(&mut self.ahead).await? == 0 {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
-        self.ahead.extend(&buffer[..length]);
         Ok(())
+    }
+
+    /// What was read before its time, for a reader that takes it from here.
+    pub fn take_ahead(&mut self) -> BytesMut {
+        std::mem::take(&mut self.ahead)
     }
 }
 
@@ -120,11 +132,7 @@ impl AsyncRead for ClientStream {
         }
         let length = self.ahead.len().min(buffer.remaining());
         buffer.put_slice(&self.ahead[..length]);
-        if length == self.ahead.len() {
-            self.ahead = Vec::new();
-        } else {
-            self.ahead.drain(..length);
-        }
+        self.ahead.advance(length);
         Poll::Ready(Ok(()))
     }
 }

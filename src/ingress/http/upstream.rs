@@ -10,7 +10,7 @@ use pingora::protocols::l4::socket::SocketAddr as PeerAddress;
 use pingora::protocols::l4::stream::Stream;
 use pingora::protocols::l4::virt::VirtualSocketStream;
 use pingora::upstreams::peer::HttpPeer;
-use pingora::{ErrorType, OrErr as _, Result};
+use pingora::{Error, ErrorType, OrErr as _, Result};
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::net::SocketAddr;
 use std::path::Path;
@@ -20,7 +20,7 @@ use tokio::io::AsyncWriteExt as _;
 
 /// Idle connections to tasks are closed after this time: common servers close theirs after 5 s, and a request that meets such a
 /// close is lost.
-const TASK_IDLE: Duration = Duration::from_secs(4);
+pub(super) const TASK_IDLE: Duration = Duration::from_secs(4);
 /// Time for a server of this host to take a connection, and to answer.
 const LOCAL: Duration = Duration::from_secs(10);
 /// Requests at a time on a connection of HTTP/2 to a task.
@@ -92,7 +92,8 @@ struct SpecialConnector {
 #[async_trait::async_trait]
 impl Connect for SpecialConnector {
     async fn connect(&self, address: &PeerAddress) -> Result<Stream> {
-        let mut stream = self.connector.open(address).await?;
+        let to = address.as_inet().ok_or_else(|| Error::explain(ErrorType::ConnectError, "not an address of a task"))?;
+        let mut stream = self.connector.open(*to).await?;
         stream.write_all(&self.header).await.or_err(ErrorType::ConnectError, "sending the PROXY header")?;
         Ok(match self.upgrade {
             Some(limit) => VirtualSocketStream::new(Box::new(UpgradeStream::new(stream, limit))).into(),

@@ -68,7 +68,7 @@ const HOMES: &[(&str, &str)] = &[
     ("axum", "http api overlay admin ingress dashboard"),
     ("hyper", "http api"),
     ("hyper_util", "http api"),
-    ("httparse", "api"),
+    ("httparse", "api ingress"),
     ("rcgen", "trust"),
     ("x509_parser", "trust"),
     // The Docker API over TCP is with TLS (`api/tls.rs`); `http` has the client of servers with TLS.
