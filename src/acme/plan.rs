@@ -91,22 +91,27 @@ pub fn plan(store: &Store, input: AcmeInput<'_>) -> AcmePlan {
 }
 
 /// The records as they must be before anything is asked for: one for each certificate that is wanted, with its names, and an order
-/// of this account alone. Certificates of hosts that are wanted no more stay until they expire: the hosts may come back.
+/// of this account alone. Certificates of hosts that are wanted no more stay until they expire, and failures until they may be repeated: the
+/// hosts may come back, and the authority counts on.
 fn records(store: &Store, account: &AcmeAccount, wanted: &WantedNames, now: Timestamp) -> Vec<Action> {
     let mut actions = Vec::new();
     let url = account.registration.as_ref().map(|registration| registration.url.as_str());
     for record in store.all::<AcmeCertificate>() {
         let names = wanted.certificates.get(record.id.as_str());
         let is_valid = record.issued.as_ref().is_some_and(|issued| issued.not_after > now);
-        if names.is_none() && !is_valid {
+        let is_left_alone = record.failure.as_ref().is_some_and(|failure| is_pending(failure, now));
+        if names.is_none() && !is_valid && !is_left_alone {
             actions.push(Action::Remove(Kind::AcmeCertificate, record.id.to_string()));
             continue;
         }
         let mut next = record.clone();
         if let Some(names) = names {
             next.names.clone_from(names);
-        } else {
+        } else if is_valid {
             next.failure = None;
+        } else {
+            // It is not shown.
+            next.names.clear();
         }
         let fits = |order: &AcmeOrder| names == Some(&order.names) && url == Some(&order.account);
         next.order = next.order.filter(fits);

@@ -341,6 +341,26 @@ fn a_certificate_is_not_ordered_again_at_once_whatever_the_clock_the_life_and_th
 }
 
 #[test]
+fn a_service_that_is_made_again_does_not_ask_an_authority_that_has_just_refused() {
+    let mut planned = Planned::new("a.example.com");
+    planned.settled();
+    let now = planned.now;
+    planned.update(|record| settle::failed(record, &AcmeError::refused("404"), now, &mut rng()));
+    let next = planned.record("a.example.com").failure.as_ref().unwrap().next;
+    let service = planned.store.service(&"web".into()).unwrap().clone();
+    planned.write(vec![Action::Remove(Kind::Service, "web".to_owned())]);
+    assert_eq!(planned.settled().jobs, []);
+    assert!(planned.record("a.example.com").names.is_empty(), "it is not shown");
+    planned.write(vec![Action::create(fixture::service("web", service.spec))]);
+    assert_eq!(planned.settled(), AcmePlan { wake: Some(next), ..AcmePlan::default() });
+    planned.write(vec![Action::Remove(Kind::Service, "web".to_owned())]);
+    planned.settled();
+    planned.now = next;
+    planned.settled();
+    assert_eq!(planned.store.all::<AcmeCertificate>().count(), 0);
+}
+
+#[test]
 fn a_reason_is_one_line_of_a_bounded_length() {
     let error = AcmeError::refused(format!("\x1b[2J\r\n{}", "é".repeat(100_000)));
     let reason = settle::failure(None, &error, Timestamp(0), &mut rng()).reason;

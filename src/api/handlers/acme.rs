@@ -168,7 +168,8 @@ fn shown(store: &Store, now: Timestamp) -> Value {
     let Some(account) = store.acme_account() else { return json!({ "Enabled": false, "Certificates": [], "LeftOut": [] }) };
     let settings = &account.settings;
     let wanted = names::wanted(store, settings);
-    let certificates = store.all::<AcmeCertificate>().map(|record| certificate(record, &wanted, now));
+    let shown = store.all::<AcmeCertificate>().filter(|record| !record.names.is_empty());
+    let certificates = shown.map(|record| certificate(record, &wanted, now));
     let left_out = wanted.left_out.iter().map(|(host, why)| json!({ "Host": host, "Why": why }));
     json!({
         "Enabled": settings.enabled,

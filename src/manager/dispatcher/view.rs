@@ -138,16 +138,18 @@ pub(super) fn acme(store: &Store) -> AcmePart {
         let issued = certificate.issued.as_ref()?;
         Some(ServedCertificate { payload: issued.payload.clone(), names: issued.names.clone() })
     };
+    // Without a name it is of a host that is not wanted now.
+    let wanted = || all().filter(|certificate| !certificate.names.is_empty());
     let problem = |certificate: &AcmeCertificate| {
         let AcmeFailure { reason, next, .. } = certificate.failure.as_ref()?;
         let names = certificate.names.join(", ");
         Some(format!("certificate of {names}: {reason}; next try at {}", next.to_rfc3339()))
     };
-    let failures = all().filter_map(|certificate| Some((certificate.id.to_string(), certificate.failure.as_ref()?.count)));
+    let failures = wanted().filter_map(|certificate| Some((certificate.id.to_string(), certificate.failure.as_ref()?.count)));
     AcmePart {
         challenges,
         certificates: all().filter_map(served).collect(),
-        problems: all().filter_map(problem).collect(),
+        problems: wanted().filter_map(problem).collect(),
         failures: failures.collect(),
     }
 }

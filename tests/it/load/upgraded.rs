@@ -46,8 +46,7 @@ impl UpgradedClient {
             let written = stream.get_mut().write_all(line.as_bytes());
             let mut answer = String::new();
             stream.read_line(&mut answer).context("read")?;
-            // pingora drops the last word of a server that ends while its client sends something.
-            if answer.trim() == BYE || answer.is_empty() {
+            if answer.trim() == BYE {
                 self.left.insert(self.server.clone());
                 continue;
             }
