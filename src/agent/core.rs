@@ -480,6 +480,7 @@ impl Core {
                     record.reported = Some(now);
                     if status.unhealthy {
                         record.unhealthy_reported.get_or_insert(now);
+                        record.left_to_managers |= self.alone_from.is_none();
                     }
                     effects.push(Effect::Report(id, status));
                 }

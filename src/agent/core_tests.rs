@@ -574,3 +574,14 @@ fn an_end_that_a_manager_may_know_is_not_followed_by_the_node() {
     inspected(&mut core, 3, container("c1", "t1", ContainerState::Running));
     check(&inspected(&mut core, 4, failed("c1", "t1")), FAILED);
 }
+
+#[test]
+fn an_unhealthy_task_that_a_manager_may_know_of_is_not_started_again_by_the_node() {
+    let (mut core, _) = with_unhealthy_task();
+    core.handle(at(23), Event::Session(false));
+    let stop = core.handle(at(30), Event::Tick);
+    let Some(Effect::Run(_, number, _)) = stop.iter().find(|e| matches!(e, Effect::Run(..))) else { panic!("{}", text(&stop)) };
+    core.handle(at(31), Event::Done("t1".into(), *number, Ok(None)));
+    let ended = inspected(&mut core, 90, unhealthy(ContainerState::Exited));
+    assert!(text(&ended).contains("report t1 failed"), "{}", text(&ended));
+}

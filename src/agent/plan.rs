@@ -247,7 +247,8 @@ impl TaskPlanner<'_> {
 
     /// Starts an ended container again when it is time, if that is this node's to decide. The managers go on to see the task as it was.
     fn restart(&mut self, end: TaskState) -> bool {
-        let Some(at) = self.record.restarts.next(self.task, end, self.alone_from, self.now) else { return false };
+        let alone_from = self.alone_from.filter(|_| !self.record.left_to_managers);
+        let Some(at) = self.record.restarts.next(self.task, end, alone_from, self.now) else { return false };
         if at > self.now {
             self.steps.push(TaskStep::Wake(at));
         } else if self.is_prepared() {

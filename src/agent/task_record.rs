@@ -57,6 +57,8 @@ pub struct TaskRecord {
     pub unhealthy: bool,
     /// When this run first reported that.
     pub unhealthy_reported: Option<Timestamp>,
+    /// That was reported within a session: a manager may replace the task.
+    pub left_to_managers: bool,
     /// Highest desired state that a view had. A new leader holds back the stop of a task that may have its order already.
     pub desired: TaskState,
     /// The engine refused a step; its error text.

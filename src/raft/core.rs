@@ -488,6 +488,7 @@ impl Core {
                 (Ok(members), ticket) => {
                     tracing::info!(index, voters = ?members.get_voters(), learners = ?members.get_learners(), "managers changed");
                     self.members = members;
+                    self.leave_lead();
                     effects.extend(ticket.map(|ticket| Effect::Changed { ticket, index }));
                 }
                 (Err(error), ticket) => {
@@ -497,6 +498,16 @@ impl Core {
             }
         }
         Ok(())
+    }
+
+    /// A leader that its own log removes: it was elected with the entry that another leader had written. Raft has no place for one that
+    /// is no member, and the others elect the next.
+    fn leave_lead(&mut self) {
+        let raft = &mut self.raw.raft;
+        if raft.state == StateRole::Leader && raft.prs().get(self.id).is_none() {
+            let term = raft.term;
+            raft.become_follower(term, 0);
+        }
     }
 
     fn request_snapshot(&mut self, effects: &mut Vec<Effect>) {

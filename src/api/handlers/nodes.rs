@@ -10,11 +10,14 @@ use crate::api::schema::NODE_SPEC;
 use crate::api::validate;
 use crate::model::cluster::ONE_MANAGER;
 use crate::model::{Node, NodeId, NodeSpec, NodeState, Role, Timestamp};
-use crate::store::{Action, Condition, FieldUpdate, Kind, ProposeError, Store, StoreError, Transaction};
+use crate::store::{Action, Condition, FieldUpdate, Kind, ProposeError, Store, StoreError, StoreHandle, Transaction};
 use axum::response::Response;
+use std::time::Duration;
 
 /// Attempts to remove a node whose state changes at the same time.
 const REMOVE_ATTEMPTS: usize = 5;
+/// How long a removal waits for a demoted node to leave raft.
+const DEMOTION: Duration = Duration::from_secs(3);
 
 /// The leader as this node knows it; the only manager of a swarm leads.
 fn leader(request: &ApiRequest, store: &Store) -> Option<NodeId> {
@@ -131,6 +134,7 @@ fn check_role_change(store: &Store, node: &Node, to: Role) -> Result<()> {
 pub async fn remove(request: &ApiRequest, reference: &str) -> Result<Response> {
     let force = request.query.loose_bool("force");
     let handle = request.store()?;
+    until_demoted(&handle, reference).await;
     let mut attempts = 0;
     loop {
         let transaction = removal(&handle.read(), reference, force, request.api.clock.now())?;
@@ -143,6 +147,14 @@ pub async fn remove(request: &ApiRequest, reference: &str) -> Result<Response> {
             }
         }
     }
+}
+
+/// Waits for a node that was demoted a moment ago to leave raft: scripts remove it with their next command.
+async fn until_demoted(handle: &StoreHandle, reference: &str) {
+    let mut store = handle.watch();
+    let is_leaving =
+        |store: &Store| lookup::node(store, reference).is_ok_and(|node| node.manager.is_some() && node.spec.role == Role::Worker);
+    let _ = tokio::time::timeout(DEMOTION, store.wait_for(|store| !is_leaving(store))).await;
 }
 
 /// The removal of a node that may be removed in this state.

@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use skep::api::control::Membership;
 use skep::clock::{Clock, SystemClock};
 use skep::model::node::ManagerStatus;
+use skep::model::service_update::ServiceUpdate;
 use skep::model::{NodeState, Role, Timestamp};
 use skep::store::{Action, StoreHandle};
 use std::time::{Duration, Instant};
@@ -51,8 +52,54 @@ impl Swarm {
         Self { fixture: ApiFixture::serve(node, None), store }
     }
 
+    /// `STATUS MESSAGE` of the last of these requests.
+    async fn request(&self, requests: &str) -> String {
+        let mut last = String::new();
+        for request in requests.split("; ") {
+            last = match request.strip_prefix("write ") {
+                Some(change) => self.write(change).await,
+                None => self.single_request(request).await,
+            };
+        }
+        last
+    }
+
+    /// What the leader writes by itself: `node NAME STATE|manager|demoted|joined`, `update STATE` (of web1), `subnet NETWORK`.
+    async fn write(&self, change: &str) -> String {
+        let handle = self.store.as_ref().unwrap();
+        let store = handle.read();
+        let words: Vec<&str> = change.split(' ').collect();
+        let action = match words[..] {
+            ["node", name, "joined"] => Action::create(recorded_store::node(&format!("node10{:0>19}", 0), name, Role::Worker)),
+            ["node", name, what] => {
+                let mut node = store.nodes().find(|node| node.description.hostname == name).unwrap().clone();
+                match what {
+                    "manager" => node.manager = Some(ManagerStatus { raft_id: 77, addr: "10.123.0.9:2377".parse().unwrap() }),
+                    "demoted" => node.manager = None,
+                    state => node.status.state = serde_json::from_value(json!(state)).unwrap(),
+                }
+                Action::update(node)
+            }
+            ["update", state] => {
+                let mut service = store.service_named("web1").unwrap().clone();
+                let state = serde_json::from_value(json!(state)).unwrap();
+                let (started_at, message) = (Some(SystemClock.now()), String::new());
+                service.update = Some(ServiceUpdate { state, started_at, completed_at: None, message, dirty: 1, failed: 0 });
+                Action::update(service)
+            }
+            ["subnet", name] => {
+                let mut network = store.networks().find(|network| network.spec.name == name).unwrap().clone();
+                network.subnet = Some("10.0.9.0/24".parse().unwrap());
+                Action::update(network)
+            }
+            _ => panic!("{change}"),
+        };
+        handle.write(SystemClock.now(), vec![action]).await.unwrap();
+        "200".to_owned()
+    }
+
     /// `STATUS MESSAGE` of a request; the version of the object in the target where that says VERSION.
-    async fn request(&self, request: &str) -> String {
+    async fn single_request(&self, request: &str) -> String {
         let (method, rest) = request.split_once(' ').unwrap();
         let (target, body) = rest.split_once(' ').unwrap_or((rest, ""));
         let target = target.replace("VERSION", &self.version(target).await);
@@ -108,8 +155,16 @@ impl Swarm {
         while !is_last().await {
             assert!(begin.elapsed() < EVENT, "no event of the last marker");
         }
-        let answer = self.request(request).await;
-        assert!(answer.starts_with('2'), "{request}: {answer}");
+        let steps: Vec<&str> = request.split("; ").collect();
+        for (at, step) in steps.iter().enumerate() {
+            let before = self.events().await.len();
+            let answer = self.request(step).await;
+            assert!(answer.starts_with('2'), "{step}: {answer}");
+            // Two changes that the feed sees as one would be one event.
+            while at + 1 < steps.len() && self.events().await.len() == before {
+                assert!(begin.elapsed() < EVENT, "no event of {step}");
+            }
+        }
         if expected == "none" {
             // What comes next shows that nothing came before.
             self.create_config("last").await;
@@ -190,7 +245,8 @@ async fn answer(case: &Case<'_>) -> (String, bool) {
         ("event", request) => swarm.event(request, expected).await,
         _ => swarm.request(request).await,
     };
-    let refused = answer.starts_with(['4', '5']);
+    // Of several requests all but the last are to change it.
+    let refused = answer.starts_with(['4', '5']) && !request.contains("; ");
     let changed = swarm.store.as_ref().zip(before).is_some_and(|(store, before)| {
         let after = store.read();
         !after.nodes().eq(before.nodes()) || !after.services().eq(before.services()) || after.cluster() != before.cluster()

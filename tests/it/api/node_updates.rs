@@ -5,8 +5,9 @@ use super::recorded_store;
 use serde_json::{Value, json};
 use skep::api::control::Membership;
 use skep::clock::{Clock, SystemClock};
+use skep::model::node::ManagerStatus;
 use skep::model::task::GenericResource;
-use skep::model::{Availability, Role};
+use skep::model::{Availability, Node, Role};
 use skep::store::{Action, StoreHandle};
 
 const LAB2: &str = "drwr0n2tcmgjuamlus2eyenpw";
@@ -124,4 +125,21 @@ async fn refused_placements_leave_the_store_as_it_is() {
         assert_eq!((found, reply["message"].as_str().unwrap()), (status, message.as_str()), "{spec}");
     }
     assert_eq!(*store.read(), *before);
+}
+
+#[tokio::test]
+async fn a_node_that_was_demoted_a_moment_ago_is_removed_once_it_has_left_raft() {
+    let (fixture, store) = swarm().await;
+    let mut lab2 = store.read().node(&LAB2.into()).unwrap().clone();
+    lab2.manager = Some(ManagerStatus { raft_id: 7, addr: "10.123.0.2:2377".parse().unwrap() });
+    store.write(SystemClock.now(), vec![Action::update(lab2)]).await.unwrap();
+    let removal = send(&fixture, "DELETE", "/nodes/lab2?force=1", None);
+    let leaves = async {
+        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+        let node = store.read().node(&LAB2.into()).unwrap().clone();
+        store.write(SystemClock.now(), vec![Action::update(Node { manager: None, ..node })]).await.unwrap();
+    };
+    let ((status, reply), ()) = tokio::join!(removal, leaves);
+    assert_eq!((status, reply), (200, Value::Null));
+    assert!(store.read().node(&LAB2.into()).is_none());
 }

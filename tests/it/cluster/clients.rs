@@ -177,6 +177,16 @@ impl World {
         }
     }
 
+    /// The node that leads is to be a worker.
+    pub fn demote_leader(&mut self) {
+        let id = self.leader().expect("a leader");
+        let store = self.running(id).store.clone();
+        let leads = |node: &&Node| node.manager.as_ref().is_some_and(|manager| manager.raft_id == id);
+        let mut node = store.nodes().find(leads).expect("the leader's node").clone();
+        node.spec.role = Role::Worker;
+        self.propose(id, 0, Transaction::new(fixture::START, vec![Action::update(node)]), Waiter::Admin);
+    }
+
     /// All nodes take tasks again.
     pub fn open_all_nodes(&mut self) {
         let id = self.leader().expect("a leader");

@@ -411,6 +411,30 @@ fn a_leader_that_is_cut_off_gives_up_also_while_it_is_to_hand_over() {
 }
 
 #[test]
+fn a_leader_that_its_own_log_removes_gives_up() {
+    let mut network = SimulatedNetwork::with_three_voters(13);
+    let leader = network.leader().expect("leader");
+    let [removed, other] = [1, 2].map(|n| (leader - 1 + n) % 3 + 1);
+    // The entry that removes it reaches that manager alone, and it is elected with it.
+    network.disconnected.insert(other);
+    network.handle(leader, Event::Change { ticket: 9_001, change: MembershipChange::Remove(removed) });
+    while let Some(index) = network.in_flight.iter().position(|(_, to, _)| *to == removed) {
+        network.deliver(index);
+    }
+    network.in_flight.clear();
+    network.disconnected = [leader].into();
+    let term = network.status(leader).term;
+    for _ in 0..200 {
+        network.round();
+    }
+    let after = network.status(removed);
+    assert!(after.term > term && !after.voters.contains(&removed) && !after.is_leader, "it was elected: {after:?}");
+    network.disconnected.clear();
+    network.settle(|network| network.leader().is_some_and(|id| id != removed));
+    assert_eq!(network.status(other).voters.len(), 2);
+}
+
+#[test]
 fn a_manager_that_does_not_vote_forgets_a_leader_that_is_silent() {
     let mut network = SimulatedNetwork::new(6);
     network.boot(2, Log::default());
