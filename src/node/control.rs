@@ -264,9 +264,13 @@ impl Daemon {
 fn belonging_v4(network: &NetworkPart, v4: Option<Ipv4Addr>, v6: Ipv6Addr) -> Result<Ipv4Addr, AttachDenial> {
     let denied = |text| Err(AttachDenial::Other(text));
     let name = &network.name;
-    let Some(pair) = network.pair() else { return denied(format!("network {name} has no IPv6 subnet, in which {v6} could be")) };
-    let Some(belonging) = pair.to_v4(v6) else {
-        return denied(format!("invalid address {v6}: it is no host address of network {name} ({}, {})", pair.v6, pair.v4));
+    let pairs = network.pairs();
+    if pairs.is_empty() {
+        return denied(format!("network {name} has no IPv6 subnet, in which {v6} could be"));
+    }
+    let Some(belonging) = pairs.iter().find_map(|pair| pair.to_v4(v6)) else {
+        let shown = pairs.iter().map(|pair| format!("{}, {}", pair.v6, pair.v4)).collect::<Vec<_>>().join("; ");
+        return denied(format!("invalid address {v6}: it is no host address of network {name} ({shown})"));
     };
     match v4 {
         Some(v4) if v4 != belonging => denied(format!(

@@ -109,7 +109,7 @@ async fn inspect_in_store(request: &ApiRequest, reference: &str, scope: &str, st
     }
     if let Some(part) = engine_part(request, network.id.as_str()).await {
         shown.peers = Some(convert::peers(network, store));
-        shown = convert::with_engine_part(shown, &part, network.subnet, network.subnet6);
+        shown = convert::with_engine_part(shown, &part, &network.subnets(), network.subnet6);
     }
     ok(&shown)
 }
@@ -180,7 +180,15 @@ pub async fn create(request: &ApiRequest) -> Result<Response> {
     }
     let id = NetworkId::draw(&mut rand::rng());
     let warning = validate::network_warning(&spec, lookup::networks(&store), store.nodes().count());
-    let network = Network { id: id.clone(), meta: Meta::default(), spec, subnet: None, subnet6: None, removing: false };
+    let network = Network {
+        id: id.clone(),
+        meta: Meta::default(),
+        spec,
+        subnet: None,
+        further: Vec::new(),
+        subnet6: None,
+        removing: false,
+    };
     handle.write(request.api.clock.now(), vec![Action::create(network)]).await?;
     json(StatusCode::CREATED, &json!({ "Id": id, "Warning": warning }))
 }
