@@ -79,6 +79,7 @@ impl NodeControl for DaemonControl {
         daemon.must_be_inactive().await?;
         let host = host_addresses().await.map_err(|e| failed(&e))?;
         let addresses = address::for_init(&request.listen_addr, &request.advertise_addr, request.data_path_port, &host)
+            .and_then(|addresses| addresses.with_data_path(&request.data_path_addr, &host))
             .map_err(ControlError::invalid)?;
         daemon.engine_must_be_free().await?;
         match daemon.create_cluster(request, addresses).await {
@@ -105,7 +106,9 @@ impl NodeControl for DaemonControl {
         let _lock = daemon.lifecycle.lock().await;
         daemon.must_be_inactive().await?;
         let host = host_addresses().await.map_err(|e| failed(&e))?;
-        let addresses = address::for_join(&request.listen_addr, &request.advertise_addr, &host).map_err(ControlError::invalid)?;
+        let addresses = address::for_join(&request.listen_addr, &request.advertise_addr, &host)
+            .and_then(|addresses| addresses.with_data_path(&request.data_path_addr, &host))
+            .map_err(ControlError::invalid)?;
         daemon.engine_must_be_free().await?;
         daemon.lifecycle.set(MembershipState::Pending { remotes: request.remote_addrs.clone(), error: String::new() });
         let joined = daemon.join_cluster(request, addresses).await;
