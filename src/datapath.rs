@@ -54,8 +54,12 @@ pub trait Sockets: Send + Sync {
 /// A network as the veth of a container needs it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct LinkNetwork {
+    /// First subnet of the network: its routing table is that of all of them.
+    pub first: Ipv4Net,
+    /// The one that the container is in, with its gateway.
     pub subnet: Ipv4Net,
     pub gateway: Ipv4Addr,
+    /// IPv6 addresses that belong to that subnet.
     pub v6: Option<NetworkV6>,
 }
 
@@ -67,7 +71,7 @@ pub trait Links: Send + Sync {
     async fn attach_to(&self, network: LinkNetwork, address: Ipv4Addr, mtu: u32) -> anyhow::Result<String>;
     /// As [`Links::attach_to`], to an IPv4 network with the first address of the subnet as its gateway.
     async fn attach(&self, subnet: Ipv4Net, address: Ipv4Addr, mtu: u32) -> anyhow::Result<String> {
-        let network = LinkNetwork { subnet, gateway: crate::model::mesh::gateway(subnet), v6: None };
+        let network = LinkNetwork { first: subnet, subnet, gateway: crate::model::mesh::gateway(subnet), v6: None };
         self.attach_to(network, address, mtu).await
     }
     /// Removes the pair, in whichever namespace the container's end is.

@@ -1,9 +1,11 @@
 //! Containers: what the agent needs of a Docker Engine, as a trait. Knows of a task only what its container is created
 //! from; decides nothing. [`docker`] talks to an engine (the only user of `bollard`), [`fake`] is one for tests.
 
+use crate::model::dual_stack::pairs;
+use crate::model::network::FurtherSubnet;
 use crate::model::{
-    AttachedContainer, LogOptions, NetworkId, NetworkV6, NodeId, PortConfig, PullAuth, SubnetPair, Task, TaskId,
-    node::NodeDescription, view::NetworkPart,
+    AttachedContainer, LogOptions, NetworkId, NetworkV6, NodeId, PortConfig, PullAuth, Task, TaskId, node::NodeDescription,
+    view::NetworkPart,
 };
 use async_trait::async_trait;
 use futures_util::stream::BoxStream;
@@ -171,6 +173,8 @@ pub struct NetworkPlan {
     pub subnet: Ipv4Net,
     /// Gateway and name server of its containers.
     pub gateway: Ipv4Addr,
+    /// Its subnets beside the first one.
+    pub further: Vec<FurtherSubnet>,
     /// Its IPv6 half, if it has one.
     pub v6: Option<NetworkV6>,
     /// Its containers get no default route.
@@ -187,7 +191,9 @@ impl NetworkPlan {
     /// The IPv6 address that belongs to an IPv4 address on it.
     #[must_use]
     pub fn v6_of(&self, address: Ipv4Addr) -> Option<Ipv6Addr> {
-        SubnetPair::new(self.subnet, self.v6?.subnet)?.to_v6(address)
+        let further = self.further.iter().map(|further| further.subnet);
+        let subnets: Vec<Ipv4Net> = std::iter::once(self.subnet).chain(further).collect();
+        pairs(&subnets, self.v6?.subnet).iter().find_map(|pair| pair.to_v6(address))
     }
 
     /// From a network as the node's view has it.
@@ -198,6 +204,7 @@ impl NetworkPlan {
             name: part.name.clone(),
             subnet: part.subnet,
             gateway: part.gateway,
+            further: part.further.clone(),
             v6: part.v6,
             internal: part.internal,
             ingress: part.ingress,

@@ -68,7 +68,12 @@ fn verify_source(packet: &Packet) -> Result<(), Verdict> {
 #[inline(always)]
 fn lookup_vip(source: Ipv4, target: &Ipv4) -> Option<Vip> {
     let vip = lookup(&VIPS, target)?;
-    (source & vip.mask == vip.network).then_some(vip)
+    if source & vip.mask == vip.network {
+        return Some(vip);
+    }
+    // Or in a further subnet of it.
+    let subnet = subnet_of(&mapped(source))?;
+    (subnet.network == vip.network).then_some(vip)
 }
 
 /// Translates a packet to a virtual address that no socket call has translated (a raw socket, or a namespace that the

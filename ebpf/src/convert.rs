@@ -53,6 +53,14 @@ pub fn subnet6(v6: Ipv6Addr, length: u8, network: Ipv4Addr, mask: Ipv4Addr) -> (
     (u32::from(length), first, subnet)
 }
 
+/// The entry of a further IPv4 subnet: the network that it is part of, by the first address of that one's first subnet. The key is
+/// its mapped form, which is no IPv6 address of a container, and nothing is translated by the entry.
+#[must_use]
+pub fn further_subnet(subnet: Ipv4Addr, length: u8, network: Ipv4Addr) -> (u32, Address, Subnet6) {
+    let entry = Subnet6 { network: v4(network), mask: u32::MAX, change: 0 };
+    (96 + u32::from(length), address(IpAddr::V4(subnet)), entry)
+}
+
 /// The IPv6 address that belongs to an IPv4 address on a network, by what [`subnet6`] returns; `None` if that is on another one.
 #[must_use]
 pub fn to_v6(host: Ipv4Addr, mut first: Address, subnet: Subnet6) -> Option<Ipv6Addr> {

@@ -62,7 +62,8 @@ shared! {
         /// [`owner`] of the service.
         owner: u32,
     }
-    /// The IPv4 addresses that the IPv6 addresses of a dual-stack network stand for, by its IPv6 subnet.
+    /// The IPv4 addresses that the IPv6 addresses of a dual-stack network stand for, by its IPv6 subnet. By the mapped form of a
+    /// further IPv4 subnet: the network that it is part of.
     Subnet6 {
         /// Network address of its IPv4 subnet.
         network: V4,

@@ -112,6 +112,8 @@ impl Membership {
 pub struct SwarmInitRequest {
     pub listen_addr: String,
     pub advertise_addr: String,
+    /// Of the tunnel; empty for the advertised one.
+    pub data_path_addr: String,
     /// UDP port of the tunnel; `None` for the default.
     pub data_path_port: Option<u16>,
     /// Pools that subnets of networks are allocated from; empty for the default.
@@ -128,6 +130,7 @@ pub struct SwarmInitRequest {
 pub struct SwarmJoinRequest {
     pub listen_addr: String,
     pub advertise_addr: String,
+    pub data_path_addr: String,
     /// Managers to ask, as `host` or `host:port`; never empty.
     pub remote_addrs: Vec<String>,
     /// As posted: may be empty or malformed.

@@ -14,10 +14,9 @@ use super::mesh::{self, Mesh, MeshRoute, MeshRule, MeshStep, RouteTarget, RuleAc
 use super::netlink::ignore_missing;
 use super::{LinkNetwork, Links, links6, netns, sysctl};
 
-/// The rules that refer to a network's routing table, in the order of adding them.
+/// The rules that refer to a network's routing table for one of its subnets, in the order of adding them.
 #[must_use]
-pub fn rules(subnet: Ipv4Net) -> Vec<MeshRule> {
-    let table = mesh::table_of(subnet);
+pub fn rules(subnet: Ipv4Net, table: u32) -> Vec<MeshRule> {
     let mut rules = base::from_network(subnet, table);
     rules.push(MeshRule {
         v6: false,
@@ -32,22 +31,22 @@ pub fn rules(subnet: Ipv4Net) -> Vec<MeshRule> {
 
 /// The route in a network's table that makes an address of this namespace reachable from the network.
 #[must_use]
-pub fn own_route(subnet: Ipv4Net, address: Ipv4Addr) -> MeshRoute {
-    MeshRoute { table: mesh::table_of(subnet), to: IpNet::from(IpAddr::V4(address)), target: RouteTarget::Local, mtu: None }
+pub fn own_route(table: u32, address: Ipv4Addr) -> MeshRoute {
+    MeshRoute { table, to: IpNet::from(IpAddr::V4(address)), target: RouteTarget::Local, mtu: None }
 }
 
 /// The route in a network's table to a member, by a device.
 #[must_use]
-pub fn member_route(subnet: Ipv4Net, address: Ipv4Addr, device: String) -> MeshRoute {
+pub fn member_route(table: u32, address: Ipv4Addr, device: String) -> MeshRoute {
     let to = IpNet::from(IpAddr::V4(address));
-    MeshRoute { table: mesh::table_of(subnet), to, target: RouteTarget::Device(device), mtu: None }
+    MeshRoute { table, to, target: RouteTarget::Device(device), mtu: None }
 }
 
 /// The configuration of a new veth, in order: gateway, up, then the routes, then the rules that refer to their table.
 fn steps(network: LinkNetwork, address: Ipv4Addr) -> Vec<MeshStep> {
-    let LinkNetwork { subnet, gateway, v6 } = network;
-    let end = mesh::mesh_end(address);
-    let (before6, after6) = v6.map(|v6| links6::steps(subnet, v6, address)).unwrap_or_default();
+    let LinkNetwork { first, subnet, gateway, v6 } = network;
+    let (end, table) = (mesh::mesh_end(address), mesh::table_of(first));
+    let (before6, after6) = v6.map(|v6| links6::steps(table, subnet, v6, address)).unwrap_or_default();
     let mut steps = before6;
     steps.extend([
         // The gateway on the veth itself: otherwise the source of the kernel's ARP request for the container's MAC would be the
@@ -55,10 +54,10 @@ fn steps(network: LinkNetwork, address: Ipv4Addr) -> Vec<MeshStep> {
         MeshStep::AddAddress(end.clone(), gateway.into()),
         MeshStep::AddAddress("lo".to_owned(), gateway.into()),
         MeshStep::Up(end.clone()),
-        MeshStep::SetRoute(own_route(subnet, gateway)),
-        MeshStep::SetRoute(member_route(subnet, address, end)),
+        MeshStep::SetRoute(own_route(table, gateway)),
+        MeshStep::SetRoute(member_route(table, address, end)),
     ]);
-    steps.extend(rules(subnet).into_iter().map(MeshStep::AddRule));
+    steps.extend(rules(subnet, table).into_iter().map(MeshStep::AddRule));
     steps.extend(after6);
     steps
 }
@@ -66,7 +65,7 @@ fn steps(network: LinkNetwork, address: Ipv4Addr) -> Vec<MeshStep> {
 #[async_trait]
 impl Links for Mesh {
     async fn attach_to(&self, network: LinkNetwork, address: Ipv4Addr, mtu: u32) -> anyhow::Result<String> {
-        let LinkNetwork { subnet, gateway, v6 } = network;
+        let LinkNetwork { subnet, gateway, v6, .. } = network;
         anyhow::ensure!(subnet.contains(&address), "address {address} is not in the network {subnet}");
         anyhow::ensure!(address != gateway, "address {address} is the gateway of the network {subnet}");
         let _lock = self.lock().await;

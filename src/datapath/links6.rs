@@ -3,12 +3,12 @@
 //! IPv6 has no `rp_filter`, so the rules check sources: a packet is looked up in its network's table only if it came by the veth of
 //! the container that has the source address, or by the tunnel, whose allowed-ips have checked it. Any other packet meets no
 //! rule, and the last one answers "unreachable". The table has the number of the IPv4 half's; its routes are of the other
-//! family.
+//! family. A network with several IPv4 subnets has a part of its IPv6 subnet for each.
 //!
 //! The gateway is an address of every veth, with a link-local one: the kernel answers a neighbour solicitation only for an
 //! address of its device, and sends one for a forwarded packet only with a link-local source.
 
-use super::mesh::{LINK_LOCAL, LOCAL, MeshRoute, MeshRule, MeshStep, RouteTarget, RuleAction, TUNNEL, base, mesh_end, table_of};
+use super::mesh::{LINK_LOCAL, LOCAL, MeshRoute, MeshRule, MeshStep, RouteTarget, RuleAction, TUNNEL, base, mesh_end};
 use crate::model::{NetworkV6, SubnetPair};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -30,10 +30,10 @@ pub fn neighbour_rules() -> [MeshRule; 2] {
     [to(SOLICITED), to(Ipv6Net::from(LINK_LOCAL))]
 }
 
-/// The rules of a network: its packets by the tunnel, and those that this namespace sends to it.
+/// The rules of a network's subnet: its packets by the tunnel, and those that this namespace sends to it.
 #[must_use]
-pub fn network_rules(pair: SubnetPair) -> Vec<MeshRule> {
-    let (group, lookup) = (base::group_of(pair.v4), RuleAction::Table(table_of(pair.v4)));
+pub fn network_rules(table: u32, pair: SubnetPair) -> Vec<MeshRule> {
+    let (group, lookup) = (base::group_of(pair.v4), RuleAction::Table(table));
     let from = Some(IpNet::V6(pair.v6));
     vec![
         MeshRule { from, ..rule(base::FROM_NETWORK, RuleAction::Goto(group)) },
@@ -45,23 +45,23 @@ pub fn network_rules(pair: SubnetPair) -> Vec<MeshRule> {
 
 /// The rule for the packets of a container of this node.
 #[must_use]
-pub fn container_rule(pair: SubnetPair, address: Ipv4Addr) -> Option<MeshRule> {
+pub fn container_rule(table: u32, pair: SubnetPair, address: Ipv4Addr) -> Option<MeshRule> {
     let from = Some(IpNet::from(IpAddr::V6(pair.to_v6(address)?)));
-    let action = RuleAction::Table(table_of(pair.v4));
+    let action = RuleAction::Table(table);
     Some(MeshRule { from, iif: Some(mesh_end(address)), ..rule(base::group_of(pair.v4), action) })
 }
 
 /// The route that makes the gateway reachable from its network.
 #[must_use]
-pub fn gateway_route(pair: SubnetPair, gateway: Ipv6Addr) -> MeshRoute {
-    MeshRoute { table: table_of(pair.v4), to: IpNet::from(IpAddr::V6(gateway)), target: RouteTarget::Local, mtu: None }
+pub fn gateway_route(table: u32, gateway: Ipv6Addr) -> MeshRoute {
+    MeshRoute { table, to: IpNet::from(IpAddr::V6(gateway)), target: RouteTarget::Local, mtu: None }
 }
 
 /// The route to the member with this IPv4 address, by a device.
 #[must_use]
-pub fn member_route(pair: SubnetPair, address: Ipv4Addr, device: String) -> Option<MeshRoute> {
+pub fn member_route(table: u32, pair: SubnetPair, address: Ipv4Addr, device: String) -> Option<MeshRoute> {
     let to = IpNet::from(IpAddr::V6(pair.to_v6(address)?));
-    Some(MeshRoute { table: table_of(pair.v4), to, target: RouteTarget::Device(device), mtu: None })
+    Some(MeshRoute { table, to, target: RouteTarget::Device(device), mtu: None })
 }
 
 /// The addresses of a veth's mesh end.
@@ -71,14 +71,14 @@ pub fn end_addresses(gateway: Ipv6Addr) -> [IpAddr; 2] {
 }
 
 /// The configuration of a new veth, in two parts: before it is up, and the routes and rules after that.
-pub(super) fn steps(subnet: Ipv4Net, v6: NetworkV6, address: Ipv4Addr) -> (Vec<MeshStep>, Vec<MeshStep>) {
+pub(super) fn steps(table: u32, subnet: Ipv4Net, v6: NetworkV6, address: Ipv4Addr) -> (Vec<MeshStep>, Vec<MeshStep>) {
     let Some(pair) = SubnetPair::new(subnet, v6.subnet) else { return (Vec::new(), Vec::new()) };
     let end = mesh_end(address);
     let mut before: Vec<MeshStep> =
         end_addresses(v6.gateway).into_iter().map(|own| MeshStep::AddAddress(end.clone(), own)).collect();
     before.push(MeshStep::AddAddress("lo".to_owned(), v6.gateway.into()));
-    let routes = [Some(gateway_route(pair, v6.gateway)), member_route(pair, address, end)];
-    let rules = neighbour_rules().into_iter().chain(network_rules(pair)).chain(container_rule(pair, address));
+    let routes = [Some(gateway_route(table, v6.gateway)), member_route(table, pair, address, end)];
+    let rules = neighbour_rules().into_iter().chain(network_rules(table, pair)).chain(container_rule(table, pair, address));
     let after = routes.into_iter().flatten().map(MeshStep::SetRoute).chain(rules.map(MeshStep::AddRule));
     (before, after.collect())
 }

@@ -11,8 +11,10 @@ use std::path::PathBuf;
 pub struct Sandbox {
     /// Where the engine has pinned the namespace.
     pub path: PathBuf,
-    /// Of the network that the address is on.
+    /// Of the network that the address is on: the first one.
     pub subnet: Ipv4Net,
+    /// Its further subnets.
+    pub further: Vec<Ipv4Net>,
     /// Of that network.
     pub gateway: Ipv4Addr,
     pub address: Ipv4Addr,
@@ -23,7 +25,11 @@ pub struct Sandbox {
 pub fn places(sandboxes: &[Sandbox], addresses: &BTreeSet<Ipv4Addr>) -> BTreeMap<PathBuf, BTreeSet<Ipv4Addr>> {
     let mut by_namespace = BTreeMap::<_, BTreeSet<_>>::new();
     for sandbox in sandboxes {
-        let reached: Vec<Ipv4Addr> = addresses.iter().copied().filter(|address| sandbox.subnet.contains(address)).collect();
+        let on_network = |address: &Ipv4Addr| {
+            let mut subnets = std::iter::once(&sandbox.subnet).chain(&sandbox.further);
+            subnets.any(|subnet| subnet.contains(address))
+        };
+        let reached: Vec<Ipv4Addr> = addresses.iter().copied().filter(on_network).collect();
         if !reached.is_empty() {
             by_namespace.entry(sandbox.path.clone()).or_default().extend(reached);
         }
@@ -59,6 +65,7 @@ mod tests {
         let sandbox = |path: &str, subnet: &str| Sandbox {
             path: path.into(),
             subnet: subnet.parse().unwrap(),
+            further: Vec::new(),
             gateway: [0, 0, 0, 0].into(),
             address: [0, 0, 0, 0].into(),
         };

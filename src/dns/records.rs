@@ -155,7 +155,7 @@ impl Records {
         for (zone, entry) in self.entries(access, name) {
             ours = true;
             // Of IPv6 addresses, the first network on which the name has some.
-            if kind == RecordType::AAAA && zone.pair.is_none() {
+            if kind == RecordType::AAAA && zone.pairs.is_empty() {
                 continue;
             }
             let served = !entry.addresses.is_empty();
@@ -205,12 +205,12 @@ impl Records {
     fn lookup_pointer(&self, access: &ClientAccess, name: &str, kind: RecordType) -> Option<RecordAnswer> {
         match Name::from_ascii(format!("{name}.")).ok()?.parse_arpa_name().ok()? {
             IpNet::V4(net) if net.prefix_len() == 32 => {
-                let index = self.zones.iter().position(|zone| zone.subnet.contains(&net.addr()))?;
+                let index = self.zones.iter().position(|zone| zone.subnets.iter().any(|subnet| subnet.contains(&net.addr())))?;
                 Some(self.pointer(access, index, Some(net.addr()), kind))
             }
             IpNet::V6(net) if net.prefix_len() == 128 && self.zone6(net.addr()).is_some() => {
                 let index = self.zone6(net.addr())?;
-                let address = self.zones[index].pair.and_then(|pair| pair.to_v4(net.addr()));
+                let address = self.zones[index].pairs.iter().find_map(|pair| pair.to_v4(net.addr()));
                 Some(self.pointer(access, index, address, kind))
             }
             IpNet::V6(net) if self.mesh.is_some_and(|mesh| mesh.contains(&net)) => Some(RecordAnswer::NoSuchName),
@@ -222,7 +222,7 @@ impl Records {
 impl Records {
     /// The index of the network with this IPv6 address.
     fn zone6(&self, address: Ipv6Addr) -> Option<usize> {
-        self.zones.iter().position(|zone| zone.pair.is_some_and(|pair| pair.v6.contains(&address)))
+        self.zones.iter().position(|zone| zone.pairs.iter().any(|pair| pair.v6.contains(&address)))
     }
 
     /// The name of a host, by its IPv4 address.
@@ -240,12 +240,11 @@ impl Records {
 impl Zone {
     /// Addresses of this network as records of this type.
     fn answer(&self, addresses: Vec<Ipv4Addr>, kind: RecordType) -> RecordAnswer {
-        match self.pair {
-            Some(pair) if kind == RecordType::AAAA => {
-                RecordAnswer::Addresses6(addresses.into_iter().filter_map(|address| pair.to_v6(address)).collect())
-            }
-            _ => RecordAnswer::Addresses(addresses),
+        if kind != RecordType::AAAA || self.pairs.is_empty() {
+            return RecordAnswer::Addresses(addresses);
         }
+        let to_v6 = |address| self.pairs.iter().find_map(|pair| pair.to_v6(address));
+        RecordAnswer::Addresses6(addresses.into_iter().filter_map(to_v6).collect())
     }
 }
 

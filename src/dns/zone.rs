@@ -16,9 +16,9 @@ pub struct Zone {
     /// As the network is spelled.
     pub name: String,
     lower: String,
-    pub subnet: Ipv4Net,
-    /// With the IPv6 one, if it has one: the IPv6 address of each name follows from its IPv4 address.
-    pub pair: Option<SubnetPair>,
+    pub subnets: Vec<Ipv4Net>,
+    /// With the IPv6 ones, if it has some: the IPv6 address of each name follows from its IPv4 address.
+    pub pairs: Vec<SubnetPair>,
     /// By lower-case name.
     names: HashMap<String, NameEntry>,
     /// Address → container or, of a virtual address, service.
@@ -54,8 +54,8 @@ impl Zone {
         let mut zone = Self {
             name: network.name.clone(),
             lower: network.name.to_ascii_lowercase(),
-            subnet: network.subnet,
-            pair: network.pair(),
+            subnets: network.subnets(),
+            pairs: network.pairs(),
             names: HashMap::new(),
             reverse: HashMap::new(),
             ports: HashMap::new(),

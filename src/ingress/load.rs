@@ -25,8 +25,9 @@ pub fn counted(view: &NodeView, sandboxes: &[Sandbox]) -> BTreeMap<TaskId, PathB
     if view.cluster.counted.is_empty() {
         return BTreeMap::new();
     }
-    let paths: BTreeMap<(Ipv4Addr, Ipv4Addr), &PathBuf> =
-        sandboxes.iter().map(|s| ((s.subnet.trunc().addr(), s.address), &s.path)).collect();
+    let subnets = |s: &Sandbox| std::iter::once(s.subnet).chain(s.further.clone());
+    let places = |s| subnets(s).map(|subnet| ((subnet.trunc().addr(), s.address), &s.path)).collect::<Vec<_>>();
+    let paths: BTreeMap<(Ipv4Addr, Ipv4Addr), &PathBuf> = sandboxes.iter().flat_map(places).collect();
     let is_counted =
         |task: &&Arc<Task>| task.is_wanted() && !task.status.state.is_final() && view.cluster.counted.contains(&task.service_id);
     let path = |task: &Arc<Task>| {
@@ -111,6 +112,7 @@ mod tests {
         let sandbox = |path: &str, address: [u8; 4]| Sandbox {
             path: path.into(),
             subnet: "172.20.1.0/24".parse().unwrap(),
+            further: Vec::new(),
             gateway: [172, 20, 1, 1].into(),
             address: address.into(),
         };

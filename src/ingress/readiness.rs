@@ -266,6 +266,7 @@ mod tests {
         let sandbox = |path: &str, subnet: Ipv4Net, address: [u8; 4]| Sandbox {
             path: path.into(),
             subnet,
+            further: Vec::new(),
             gateway: subnet.hosts().next().unwrap(),
             address: address.into(),
         };

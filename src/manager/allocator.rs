@@ -37,11 +37,13 @@ use subnets::Subnets;
 pub fn plan(store: &Store, now: Timestamp, quarantine: &mut QuarantinedAddresses, scope: &RoundScope) -> Vec<Action> {
     let new_subnets =
         subnets::allocate(store, |subnet| quarantine.freed_subnet(subnet), |subnet| quarantine.freed_subnet6(subnet));
-    let mut subnets: BTreeMap<NetworkId, Ipv4Net> = store.networks().filter_map(|n| Some((n.id.clone(), n.subnet?))).collect();
+    let assigned = store.networks().filter(|n| n.subnet.is_some());
+    let mut subnets: BTreeMap<NetworkId, Vec<Ipv4Net>> = assigned.map(|n| (n.id.clone(), n.subnets())).collect();
     let mut out = Vec::new();
-    for Subnets { network, v4, v6 } in &new_subnets {
-        subnets.insert(network.id.clone(), *v4);
-        out.push(Action::update(Network { subnet: Some(*v4), subnet6: *v6, ..(*network).clone() }));
+    for Subnets { network, v4, further, v6 } in &new_subnets {
+        let network = Network { subnet: Some(*v4), further: further.clone(), subnet6: *v6, ..(*network).clone() };
+        subnets.insert(network.id.clone(), network.subnets());
+        out.push(Action::update(network));
     }
     let mut allocation = Allocation { store, now, subnets, quarantine, book: None, guarded: BTreeSet::new(), out };
     if scope.has_specs() {
@@ -66,7 +68,7 @@ struct Allocation<'a> {
     store: &'a Store,
     now: Timestamp,
     /// Those assigned in this round included.
-    subnets: BTreeMap<NetworkId, Ipv4Net>,
+    subnets: BTreeMap<NetworkId, Vec<Ipv4Net>>,
     quarantine: &'a mut QuarantinedAddresses,
     /// Built when the first address is needed: most rounds need none.
     book: Option<AddressBook<'a>>,
@@ -93,8 +95,8 @@ impl Allocation<'_> {
         by_age.sort_by(|a, b| (a.meta.created_at, &a.id).cmp(&(b.meta.created_at, &b.id)));
         for service in by_age {
             let allocated = endpoint::allocate(store, service, &mut ports, |network, current| {
-                let subnet = self.subnet(network)?;
-                if let Some(current) = current.filter(|current| subnet.contains(&current.addr())) {
+                let subnets = self.subnets(network)?;
+                if let Some(current) = current.filter(|current| subnets.iter().any(|net| net.contains(&current.addr()))) {
                     return Ok(current);
                 }
                 let address = self.take_address(network)?;
@@ -116,7 +118,7 @@ impl Allocation<'_> {
     fn allocate_nodes(&mut self) {
         let store = self.store;
         let Some(network) = ingress(store) else { return };
-        let Ok(subnet) = self.subnet(&network.id) else { return };
+        let Some(subnet) = self.subnets(&network.id).ok().and_then(|subnets| subnets.first().copied()) else { return };
         let gateway = network.spec.gateway_in(subnet);
         for node in store.nodes().filter(|node| !is_host(subnet, gateway, node.mesh.ingress_addr)) {
             match self.take_address(&network.id) {
@@ -192,20 +194,23 @@ impl Allocation<'_> {
         Ok(attachments)
     }
 
-    /// A free address, with the network's prefix length.
+    /// A free address of the first subnet that has one, with the subnet's prefix length.
     fn take_address(&mut self, network: &NetworkId) -> Result<Ipv4Net, String> {
-        let subnet = self.subnet(network)?;
+        let subnets = self.subnets(network)?;
         let book = self.book.get_or_insert_with(|| AddressBook::new(self.store));
-        let address = book.take(network, subnet, self.quarantine).ok_or_else(|| {
-            let name = self.store.network(network).map_or(network.as_str(), |n| n.spec.name.as_str());
-            let why = if book.is_full(network, subnet) {
-                format!("{subnet} is full")
-            } else {
-                format!("nodes may still send to the free ones of {subnet}: it waits until they have the newest view")
-            };
-            format!("could not find an available IP on network {name} ({why})")
-        })?;
-        Ok(Ipv4Net::new(address, subnet.prefix_len()).unwrap_or(subnet))
+        for subnet in &subnets {
+            if let Some(address) = book.take(network, *subnet, self.quarantine) {
+                return Ok(Ipv4Net::new(address, subnet.prefix_len()).unwrap_or(*subnet));
+            }
+        }
+        let name = self.store.network(network).map_or(network.as_str(), |n| n.spec.name.as_str());
+        let shown = subnets.iter().map(ToString::to_string).collect::<Vec<_>>().join(" and ");
+        let why = if subnets.iter().all(|subnet| book.is_full(network, *subnet)) {
+            format!("{shown} {} full", if subnets.len() > 1 { "are" } else { "is" })
+        } else {
+            format!("nodes may still send to the free ones of {shown}: it waits until they have the newest view")
+        };
+        Err(format!("could not find an available IP on network {name} ({why})"))
     }
 
     fn release_address(&mut self, attachment: &Attachment) {
@@ -214,8 +219,8 @@ impl Allocation<'_> {
         }
     }
 
-    fn subnet(&self, network: &NetworkId) -> Result<Ipv4Net, String> {
-        self.subnets.get(network).copied().ok_or_else(|| no_subnet(self.store, network))
+    fn subnets(&self, network: &NetworkId) -> Result<Vec<Ipv4Net>, String> {
+        self.subnets.get(network).cloned().ok_or_else(|| no_subnet(self.store, network))
     }
 }
 
@@ -226,11 +231,11 @@ fn no_subnet(store: &Store, id: &NetworkId) -> String {
         let used = store
             .networks()
             .filter(|other| other.id != *id)
-            .flat_map(|other| other.subnet.map(IpNet::V4).into_iter().chain(other.subnet6.map(IpNet::V6)));
+            .flat_map(|other| other.subnets().into_iter().map(IpNet::V4).chain(other.subnet6.map(IpNet::V6)));
         let mut used = used.filter(|used| used.contains(&subnet) || subnet.contains(used));
         used.next().is_some()
     };
-    let requested = spec.subnets.first().copied().map(IpNet::V4).into_iter().chain(spec.subnet6.map(IpNet::V6));
+    let requested = spec.subnets.iter().copied().map(IpNet::V4).chain(spec.subnet6.map(IpNet::V6));
     let overlapping: Vec<String> = requested.filter(|subnet| overlaps(*subnet)).map(|subnet| subnet.to_string()).collect();
     if overlapping.is_empty() {
         format!("network {} has no subnet: every subnet of the default address pools is in use", spec.name)

@@ -67,7 +67,7 @@ pub fn listening(mut ports: Vec<ListeningPort>) -> Vec<ListeningPort> {
 pub fn endpoint_check(store: &Store, endpoint: SocketAddr) -> Result<(), String> {
     let ip = endpoint.ip().to_canonical();
     let in_mesh = match ip {
-        IpAddr::V4(ip) => store.networks().any(|network| network.subnet.is_some_and(|subnet| subnet.contains(&ip))),
+        IpAddr::V4(ip) => store.networks().any(|network| network.subnets().iter().any(|subnet| subnet.contains(&ip))),
         IpAddr::V6(ip) => store.cluster().is_some_and(|cluster| cluster.mesh.0.contains(&ip)),
     };
     let fault = match ip {
@@ -192,6 +192,7 @@ mod tests {
             meta: crate::model::Meta::default(),
             spec: crate::model::NetworkSpec { name: "back".to_owned(), ..crate::model::NetworkSpec::default() },
             subnet: Some("10.0.1.0/24".parse().unwrap()),
+            further: Vec::new(),
             subnet6: None,
             removing: false,
         };

@@ -4,6 +4,7 @@
 use super::allocator::{ingress, overlap};
 use crate::model::{NetworkId, Node, NodeState, Service, Task, TaskState};
 use crate::store::Store;
+use ipnet::Ipv4Net;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 
@@ -42,12 +43,9 @@ pub fn check_step(before: &Store, after: &Store) -> Vec<String> {
         }
     }
     finished_jobs(before, after, &mut wrong);
-    let subnets =
-        |store: &Store| -> BTreeMap<NetworkId, _> { store.networks().filter_map(|n| Some((n.id.clone(), n.subnet?))).collect() };
-    let now = subnets(after);
-    for (id, subnet) in subnets(before) {
-        if after.network(&id).is_some() && now.get(&id) != Some(&subnet) {
-            wrong.push(format!("network {id} lost its subnet {subnet}"));
+    for had in before.networks().filter(|network| network.subnet.is_some()) {
+        if after.network(&had.id).is_some_and(|has| has.subnets() != had.subnets()) {
+            wrong.push(format!("network {} lost its subnets {:?}", had.id, had.subnets()));
         }
     }
     wrong
@@ -65,7 +63,7 @@ fn finished_jobs(before: &Store, after: &Store, wrong: &mut Vec<String>) {
 }
 
 fn networks(store: &Store, wrong: &mut Vec<String>) {
-    let subnets: Vec<_> = store.networks().filter_map(|n| Some((&n.spec.name, n.subnet?))).collect();
+    let subnets: Vec<_> = store.networks().flat_map(|n| n.subnets().into_iter().map(|subnet| (&n.spec.name, subnet))).collect();
     for (i, (name, subnet)) in subnets.iter().enumerate() {
         for (other, other_subnet) in &subnets[..i] {
             if overlap(subnet, other_subnet) {
@@ -105,10 +103,10 @@ fn addresses(store: &Store, wrong: &mut Vec<String>) {
     let ingress = ingress(store).into_iter();
     let nodes = ingress.flat_map(|net| store.nodes().map(move |n| (&net.id, n.mesh.ingress_addr, AddressOwner::Node(n))));
     for (network, address, owner) in tasks.chain(vips).chain(nodes) {
-        if let Some((network, subnet)) = store.network(network).and_then(|n| Some((n, n.subnet?))) {
-            let inside = subnet.contains(&address) && address != subnet.network() && address != subnet.broadcast();
-            if !inside || address == network.spec.gateway_in(subnet) {
-                wrong.push(format!("{owner} has {address}, which is not a host address of {subnet}"));
+        if let Some(network) = store.network(network).filter(|n| n.subnet.is_some()) {
+            let special = |net: &Ipv4Net| [net.network(), net.broadcast(), network.spec.gateway_in(*net)].contains(&address);
+            if !network.subnets().iter().any(|subnet| subnet.contains(&address) && !special(subnet)) {
+                wrong.push(format!("{owner} has {address}, which is not a host address of {:?}", network.subnets()));
             }
         }
         if let Some(other) = owners.get(&(address, network)) {

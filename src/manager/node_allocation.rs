@@ -124,6 +124,7 @@ pub fn bootstrap(cluster: Cluster, ingress_id: NetworkId, first: JoiningNode) ->
         meta: Meta::default(),
         spec: NetworkSpec { name: INGRESS.to_owned(), ingress: true, ..NetworkSpec::default() },
         subnet: Some(subnet),
+        further: Vec::new(),
         subnet6: None,
         removing: false,
     };

@@ -115,7 +115,10 @@ fn full_networks(store: &Store) -> BTreeSet<NetworkId> {
     let needed: BTreeSet<NetworkId> = waiting.flat_map(|(task, service)| networks_of_task(store, service, task)).collect();
     needed
         .into_iter()
-        .filter(|id| store.network(id).and_then(|n| n.subnet).is_some_and(|subnet| book.is_full(id, subnet)))
+        .filter(|id| {
+            let subnets = store.network(id).map(Network::subnets).unwrap_or_default();
+            !subnets.is_empty() && subnets.iter().all(|subnet| book.is_full(id, *subnet))
+        })
         .collect()
 }
 

@@ -74,6 +74,10 @@ impl StateMachine for Replica {
         self.publisher.publish(&self.store);
     }
 
+    fn snapshot_every(&self) -> Option<u64> {
+        self.store.cluster()?.spec.snapshot_every()
+    }
+
     fn snapshot(&self) -> Vec<u8> {
         self.store.snapshot()
     }

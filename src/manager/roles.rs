@@ -33,9 +33,9 @@ pub fn plan(store: &Store, members: &[u64], rng: &mut impl Rng) -> Vec<Action> {
     changed.collect()
 }
 
-/// A manager's entry with the address that its tunnel has now, if that is another one: a machine may come back with another.
+/// A manager's entry with the address that it has now, if that is another one: a machine may come back with another.
 fn at_its_endpoint(node: &Node, manager: &ManagerStatus) -> Option<ManagerStatus> {
-    let ip = node.mesh.endpoints.first()?.ip();
+    let ip = node.advertised()?;
     let addr = SocketAddr::new(ip, manager.addr.port());
     (ip != manager.addr.ip() && !ip.is_unspecified()).then_some(ManagerStatus { addr, ..*manager })
 }
@@ -121,6 +121,15 @@ mod tests {
         assert_eq!(next_change(&named, &status(&[1], &[id], &[])), None, "it has not caught up");
         assert_eq!(next_change(&named, &status(&[1], &[id], &[id])), Some(MembershipChange::AddVoter(id)));
         assert_eq!(next_change(&named, &status(&[1, id], &[], &[])), None);
+    }
+
+    #[test]
+    fn a_manager_whose_tunnel_has_an_address_of_its_own_keeps_the_advertised_one() {
+        let rng = &mut rand::rngs::StdRng::seed_from_u64(1);
+        let mut apart = node(2, Role::Manager, Some(7));
+        apart.mesh.endpoints = vec!["198.51.100.2:2377".parse().expect("an address")];
+        apart.description.advertised = apart.manager.as_ref().map(|manager| manager.addr.ip());
+        assert!(plan(&store([node(1, Role::Manager, Some(1)), apart]), &[1, 7], rng).is_empty());
     }
 
     #[test]

@@ -149,6 +149,30 @@ pub struct ClusterSpec {
     pub encryption_config: EncryptionSettings,
 }
 
+impl ClusterSpec {
+    /// Entries from one snapshot to the next, if they differ from Swarm's default: then they go before the daemon's setting.
+    #[must_use]
+    pub fn snapshot_every(&self) -> Option<u64> {
+        self.raft.snapshot_interval.filter(|entries| *entries != DEFAULT_SNAPSHOT_INTERVAL && *entries != 0)
+    }
+
+    /// How many times the silence after which a node is down is longer than the daemon's setting says: the heartbeat period by
+    /// Swarm's default, from 1 to [`MOST_PATIENCE`]. skep's own bound is below that of shorter periods anyway.
+    #[must_use]
+    pub fn patience(&self) -> f64 {
+        let period = self.dispatcher.heartbeat_period.map_or(0, |period| period.0);
+        let ratio = std::time::Duration::from_nanos(u64::try_from(period).unwrap_or(0)).as_secs_f64() / DEFAULT_HEARTBEAT_SECONDS;
+        ratio.clamp(1.0, MOST_PATIENCE)
+    }
+}
+
+/// Swarm's default of [`RaftSpec::snapshot_interval`].
+const DEFAULT_SNAPSHOT_INTERVAL: u64 = 10_000;
+/// Swarm's default of [`DispatcherSettings::heartbeat_period`].
+const DEFAULT_HEARTBEAT_SECONDS: f64 = 5.0;
+/// A node that is gone for good must be noticed some time.
+pub const MOST_PATIENCE: f64 = 60.0;
+
 impl Default for ClusterSpec {
     fn default() -> Self {
         Self {
@@ -156,7 +180,7 @@ impl Default for ClusterSpec {
             labels: BTreeMap::new(),
             orchestration: Orchestration { task_history_retention_limit: Some(5) },
             raft: RaftSpec {
-                snapshot_interval: Some(10_000),
+                snapshot_interval: Some(DEFAULT_SNAPSHOT_INTERVAL),
                 keep_old_snapshots: Some(0),
                 log_entries_for_slow_followers: Some(500),
                 election_tick: 10,
@@ -179,7 +203,8 @@ pub struct Orchestration {
     pub task_history_retention_limit: Option<i64>,
 }
 
-/// Raft settings as Docker shows them. Shown only: skep's raft is configured by the daemon's settings.
+/// Raft settings as Docker shows them. All but the interval of snapshots are shown only: skep's raft is configured by the daemon's
+/// settings.
 #[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub struct RaftSpec {
@@ -200,7 +225,8 @@ pub struct RaftSpec {
 #[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub struct DispatcherSettings {
-    /// Shown only: skep's heartbeat is one of the daemon's settings.
+    /// A longer one than Swarm's default lengthens the silence after which a node is down; the heartbeat itself is one of the
+    /// daemon's settings.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub heartbeat_period: Option<Nanos>,
 }
@@ -232,4 +258,24 @@ pub struct TaskDefaults {}
 pub struct EncryptionSettings {
     /// Whether a manager that is started needs the unlock key: [`Cluster::unlock_key`].
     pub auto_lock_managers: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_longer_heartbeat_period_is_more_patience_within_bounds() {
+        for (period, patience) in [
+            (None, 1.0),
+            (Some(1), 1.0),
+            (Some(5_000_000_000), 1.0),
+            (Some(10_000_000_000), 2.0),
+            (Some(i64::MAX), MOST_PATIENCE),
+        ] {
+            let mut spec = ClusterSpec::default();
+            spec.dispatcher.heartbeat_period = period.map(Nanos);
+            assert!((spec.patience() - patience).abs() < 1e-9, "{period:?}");
+        }
+    }
 }

@@ -41,6 +41,36 @@ impl SubnetPair {
             u32::try_from(address.to_bits() & self.v6.hostmask().to_bits()).ok().filter(|_| self.v6.contains(&address))?;
         (number & self.v4.netmask().to_bits() == 0).then(|| Ipv4Addr::from_bits(self.v4.addr().to_bits() | number))
     }
+
+    /// The first and the last host number that is in a range of IPv6 addresses; `None` if it has none of them.
+    #[must_use]
+    pub fn numbers_of(self, range: Ipv6Net) -> Option<(u32, u32)> {
+        let start = self.v6.addr().to_bits();
+        let end = start | u128::from(self.v4.hostmask().to_bits());
+        let (first, last) = (range.network().to_bits().max(start), range.broadcast().to_bits().min(end));
+        let number = |address: u128| u32::try_from(address - start).ok();
+        if first > last { None } else { Some((number(first)?, number(last)?)) }
+    }
+}
+
+/// Longest prefix of the IPv6 subnet of a network with several IPv4 subnets.
+pub const LONGEST_FOR_SEVERAL: u8 = 96;
+
+/// The pairs of a network's subnets, in the order of the IPv4 ones. With several of these the IPv6 subnet is divided: a host's
+/// number is the whole IPv4 address then, so that each pair differs from its IPv4 subnet in the same bits, as the socket hooks
+/// need it. None if the IPv6 subnet has too few addresses.
+#[must_use]
+pub fn pairs(subnets: &[Ipv4Net], v6: Ipv6Net) -> Vec<SubnetPair> {
+    let part = |v4: &Ipv4Net| {
+        let first = v6.trunc().addr().to_bits() | u128::from(v4.network().to_bits());
+        let v6 = Ipv6Net::new(Ipv6Addr::from_bits(first), 96 + v4.prefix_len()).ok()?;
+        SubnetPair::new(*v4, v6)
+    };
+    match subnets {
+        [one] => SubnetPair::new(*one, v6).into_iter().collect(),
+        several if v6.prefix_len() <= LONGEST_FOR_SEVERAL => several.iter().filter_map(part).collect(),
+        _ => Vec::new(),
+    }
 }
 
 /// The IPv6 half of a network.
@@ -107,6 +137,40 @@ mod tests {
         for outside in ["fd00:2::7", "fd00:1::100", "fd00:1::1:0:7"] {
             assert_eq!(pair.to_v4(outside.parse().unwrap()), None, "{outside}");
         }
+    }
+
+    #[test]
+    fn a_range_has_the_numbers_that_both_subnets_have() {
+        let pair = pair("10.0.3.0/24", "fd00:1::/64").unwrap();
+        for (range, numbers) in [
+            ("fd00:1::40/122", Some((0x40, 0x7f))),
+            ("fd00:1::/64", Some((0, 0xff))),
+            ("fd00:1::80/121", Some((0x80, 0xff))),
+            ("fd00:1::100/120", None),
+            ("fd00:1::1:0:0:0/80", None),
+            ("fd00::/16", Some((0, 0xff))),
+            ("fd00:2::/64", None),
+        ] {
+            assert_eq!(pair.numbers_of(range.parse().unwrap()), numbers, "{range}");
+        }
+    }
+
+    #[test]
+    fn hosts_of_several_subnets_have_their_whole_address_in_one() {
+        let nets = ["10.9.1.0/24", "10.9.4.0/22", "172.16.0.128/25"].map(|net| net.parse().unwrap());
+        let pairs = super::pairs(&nets, "fd00:7::/64".parse().unwrap());
+        assert_eq!(pairs.len(), 3);
+        for (pair, host, six) in [
+            (pairs[0], "10.9.1.5", "fd00:7::a09:105"),
+            (pairs[1], "10.9.7.254", "fd00:7::a09:7fe"),
+            (pairs[2], "172.16.0.130", "fd00:7::ac10:82"),
+        ] {
+            let (host, six) = (host.parse().unwrap(), six.parse().unwrap());
+            assert_eq!((pair.to_v6(host), pair.to_v4(six)), (Some(six), Some(host)));
+        }
+        assert!(super::pairs(&nets, "fd00:7::/100".parse().unwrap()).is_empty());
+        let one = super::pairs(&nets[..1], "fd00:7::/120".parse().unwrap());
+        assert_eq!(one[0].to_v6("10.9.1.5".parse().unwrap()), Some("fd00:7::5".parse().unwrap()));
     }
 
     #[test]

@@ -129,6 +129,7 @@ pub fn network_part(name: &str, subnet: Ipv4Net, members: Vec<TaskEndpoint>) -> 
         name: name.to_owned(),
         subnet,
         gateway: gateway(subnet),
+        further: Vec::new(),
         v6: None,
         internal: false,
         ingress: name == "ingress",

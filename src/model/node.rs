@@ -152,9 +152,18 @@ pub struct NodeDescription {
     /// Feature levels of its build, see [`super::Cluster::feature_level`]. Builds that have the first one only report none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub feature_levels: Option<FormatRange>,
+    /// The address that it advertises, if its tunnel has another one; else it is that of the tunnel's first endpoint.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub advertised: Option<IpAddr>,
 }
 
 impl Node {
+    /// The address that it advertises: as it says, or that of its tunnel.
+    #[must_use]
+    pub fn advertised(&self) -> Option<IpAddr> {
+        self.description.advertised.or_else(|| Some(self.mesh.endpoints.first()?.ip()))
+    }
+
     /// What the node is now, whatever its spec asks for.
     #[must_use]
     pub fn observed_role(&self) -> Role {

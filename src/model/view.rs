@@ -1,13 +1,14 @@
 //! What a node knows of the cluster: its tasks, their networks, and what all nodes need. Built by the dispatcher from the
 //! store, kept on the node's disk (ledger), and the only input of every loop on the node.
 
-use super::dual_stack::pair_of;
+use super::dual_stack::{self, pair_of};
 use super::{
     acme::AcmePart,
     dual_stack::{NetworkV6, SubnetPair},
     http::HttpService,
     id::{NetworkId, NodeId, ServiceId, TaskId},
     mesh::MeshPrefix,
+    network::FurtherSubnet,
     payload::{Payload, PayloadId},
     port::{Listens, PortConfig, Protocol},
     service::EndpointMode,
@@ -65,6 +66,9 @@ pub struct NetworkPart {
     pub subnet: Ipv4Net,
     /// Gateway and name server, the same on every node.
     pub gateway: Ipv4Addr,
+    /// Its subnets beside the first one, which alone has a name server. (Views of older managers have none.)
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub further: Vec<FurtherSubnet>,
     /// Its IPv6 half, if it has one. The IPv6 address of each member follows from its IPv4 address ([`SubnetPair`]).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub v6: Option<NetworkV6>,
@@ -86,10 +90,16 @@ pub struct NetworkPart {
 }
 
 impl NetworkPart {
-    /// Its subnets, if it has one of each family.
+    /// All of its IPv4 subnets.
     #[must_use]
-    pub fn pair(&self) -> Option<SubnetPair> {
-        SubnetPair::new(self.subnet, self.v6?.subnet)
+    pub fn subnets(&self) -> Vec<Ipv4Net> {
+        std::iter::once(self.subnet).chain(self.further.iter().map(|further| further.subnet)).collect()
+    }
+
+    /// Its subnets of both families, if it has both.
+    #[must_use]
+    pub fn pairs(&self) -> Vec<SubnetPair> {
+        self.v6.map(|v6| dual_stack::pairs(&self.subnets(), v6.subnet)).unwrap_or_default()
     }
 }
 

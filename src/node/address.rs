@@ -1,5 +1,5 @@
 //! Parses the address flags of init and join (`--listen-addr`, `--advertise-addr`: an IP address or an interface, with or
-//! without port). Pure: the host's own addresses are passed in.
+//! without port; `--data-path-addr`: without). Pure: the host's own addresses are passed in.
 
 use crate::datapath::interfaces::HostAddress;
 use crate::model::mesh::DEFAULT_PORT;
@@ -12,12 +12,16 @@ pub(super) struct ListenAddresses {
     pub listen: SocketAddr,
     /// Address that other nodes reach this one at; `None`: the source address that the manager sees.
     pub advertise: Option<IpAddr>,
+    /// Address that other nodes' tunnels reach this one at, if it is another one: traffic of containers then takes a network of its own.
+    pub data_path: Option<IpAddr>,
     /// UDP port of the tunnel.
     pub data_path_port: u16,
     /// Interface of which `listen` has the address, if the user named one.
     pub listen_interface: Option<String>,
     /// Interface of which `advertise` is the address, if the user named one.
     pub advertise_interface: Option<String>,
+    /// Interface of which `data_path` is the address, if the user named one.
+    pub data_path_interface: Option<String>,
 }
 
 impl ListenAddresses {
@@ -35,16 +39,45 @@ impl ListenAddresses {
         if let Some(ip) = current(&self.advertise_interface) {
             self.advertise = Some(ip);
         }
+        if let Some(ip) = current(&self.data_path_interface) {
+            self.data_path = Some(ip);
+        }
         problems
+    }
+
+    /// The advertised address, if the tunnel has another one.
+    pub(super) fn advertised_apart(&self) -> Option<IpAddr> {
+        self.advertise.filter(|_| self.data_path.is_some())
     }
 
     /// The tunnel's listening address.
     pub(super) fn tunnel(&self) -> SocketAddr {
-        SocketAddr::new(self.listen.ip(), self.data_path_port)
+        let own = self.data_path.filter(|_| !self.listen.ip().is_unspecified());
+        SocketAddr::new(own.unwrap_or(self.listen.ip()), self.data_path_port)
     }
     /// The tunnel's endpoints; an unspecified address stands for the source address that the manager sees.
     pub(super) fn endpoints(&self) -> Vec<SocketAddr> {
-        vec![SocketAddr::new(self.advertise.unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED)), self.data_path_port)]
+        let address = self.data_path.or(self.advertise).unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
+        vec![SocketAddr::new(address, self.data_path_port)]
+    }
+}
+
+impl ListenAddresses {
+    /// With another address for the tunnel: an IP address or an interface, or empty for the advertised one.
+    ///
+    /// # Errors
+    /// For the user: an unknown interface, no address of this host.
+    pub(super) fn with_data_path(mut self, text: &str, host: &[HostAddress]) -> Result<Self, String> {
+        if text.is_empty() {
+            return Ok(self);
+        }
+        let ip = resolve(text, host)?;
+        if !host.iter().any(|own| own.address == ip) && Some(ip) != self.advertise {
+            return Err(format!("data path address {ip} is no address of this host"));
+        }
+        self.data_path_interface = interface_name(text);
+        self.data_path = Some(ip).filter(|ip| Some(*ip) != self.advertise || self.data_path_interface.is_some());
+        Ok(self)
     }
 }
 
@@ -95,7 +128,15 @@ fn parse(listen: &str, advertise: &str, data_path_port: Option<u16>, host: &[Hos
         Some(ip)
     };
     let data_path_port = data_path_port.unwrap_or(port);
-    Ok(ListenAddresses { listen, advertise: advertised, data_path_port, listen_interface, advertise_interface })
+    Ok(ListenAddresses {
+        listen,
+        advertise: advertised,
+        data_path: None,
+        data_path_port,
+        listen_interface,
+        advertise_interface,
+        data_path_interface: None,
+    })
 }
 
 /// Host (name or address) and port of a manager, as passed to join; the port is optional.
@@ -186,6 +227,30 @@ mod tests {
         assert!(parsed("0.0.0.0", "eth9").expect_err("no such").contains("eth9"));
         assert!(parsed("0.0.0.0", "0.0.0.0").expect_err("zero").contains("non-zero"));
         assert!(parsed("", "").is_err());
+    }
+
+    #[test]
+    fn the_tunnel_may_have_an_address_of_its_own() {
+        let join = |listen: &str, data_path: &str| {
+            for_join(listen, "192.0.2.1", &host()).and_then(|own| own.with_data_path(data_path, &host()))
+        };
+        let endpoints = |data_path: &str| join("0.0.0.0:2377", data_path).expect("known").endpoints()[0].to_string();
+        assert_eq!(endpoints(""), "192.0.2.1:2377");
+        assert_eq!(endpoints("192.0.2.1"), "192.0.2.1:2377");
+        assert_eq!(endpoints("198.51.100.2"), "198.51.100.2:2377");
+        assert_eq!(endpoints("eth2"), "[2001:db8::1]:2377");
+        let narrow = join("192.0.2.1:2377", "198.51.100.2").expect("known");
+        assert_eq!(
+            (narrow.tunnel().to_string(), narrow.listen.ip().to_string()),
+            ("198.51.100.2:2377".into(), "192.0.2.1".into())
+        );
+        assert_eq!(join("0.0.0.0", "198.51.100.2").expect("known").tunnel().ip(), IpAddr::V4(Ipv4Addr::UNSPECIFIED));
+        assert!(join("0.0.0.0", "198.51.100.9").expect_err("another host's").contains("is no address of this host"));
+        assert!(join("0.0.0.0", "eth9").expect_err("no such").contains("eth9"));
+        let mut named = join("0.0.0.0", "eth2").expect("known");
+        let moved = [HostAddress { interface: "eth2".to_owned(), address: "2001:db8::7".parse().expect("ip") }];
+        named.resolve_again(&moved);
+        assert_eq!(named.endpoints()[0].to_string(), "[2001:db8::7]:2377");
     }
 
     #[test]

@@ -97,7 +97,8 @@ impl JoinAuthority for Admission {
         let life = self.life.of(&cluster.spec.ca_config);
         let certificate = trust::issue(&ca, &request.csr, &name, self.clock.now(), life, &mut rand::rng()).map_err(other)?;
         let endpoints = endpoints(request, from);
-        for endpoint in &endpoints {
+        let advertised = request.description.advertised.map(|ip| SocketAddr::new(ip, DEFAULT_PORT));
+        for endpoint in endpoints.iter().chain(&advertised) {
             endpoint_check(&store, *endpoint).map_err(other)?;
         }
         let mut node = JoiningNode {
@@ -105,7 +106,7 @@ impl JoinAuthority for Admission {
             role,
             availability: request.availability,
             description: request.description.clone(),
-            addr: endpoints.first().map(SocketAddr::ip),
+            addr: request.description.advertised.or_else(|| endpoints.first().map(SocketAddr::ip)),
             key: request.key,
             endpoints,
             manager: None,

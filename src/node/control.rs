@@ -86,6 +86,7 @@ impl NodeControl for DaemonControl {
         daemon.must_be_inactive().await?;
         let host = host_addresses().await.map_err(|e| failed(&e))?;
         let addresses = address::for_init(&request.listen_addr, &request.advertise_addr, request.data_path_port, &host)
+            .and_then(|addresses| addresses.with_data_path(&request.data_path_addr, &host))
             .map_err(ControlError::invalid)?;
         daemon.engine_must_be_free().await?;
         match daemon.create_cluster(request, addresses).await {
@@ -112,7 +113,9 @@ impl NodeControl for DaemonControl {
         let _lock = daemon.lifecycle.lock().await;
         daemon.must_be_inactive().await?;
         let host = host_addresses().await.map_err(|e| failed(&e))?;
-        let addresses = address::for_join(&request.listen_addr, &request.advertise_addr, &host).map_err(ControlError::invalid)?;
+        let addresses = address::for_join(&request.listen_addr, &request.advertise_addr, &host)
+            .and_then(|addresses| addresses.with_data_path(&request.data_path_addr, &host))
+            .map_err(ControlError::invalid)?;
         daemon.engine_must_be_free().await?;
         daemon.lifecycle.set(MembershipState::Pending { remotes: request.remote_addrs.clone(), error: String::new() });
         let joined = daemon.join_cluster(request, addresses).await;
@@ -271,9 +274,13 @@ impl Daemon {
 fn belonging_v4(network: &NetworkPart, v4: Option<Ipv4Addr>, v6: Ipv6Addr) -> Result<Ipv4Addr, AttachDenial> {
     let denied = |text| Err(AttachDenial::Other(text));
     let name = &network.name;
-    let Some(pair) = network.pair() else { return denied(format!("network {name} has no IPv6 subnet, in which {v6} could be")) };
-    let Some(belonging) = pair.to_v4(v6) else {
-        return denied(format!("invalid address {v6}: it is no host address of network {name} ({}, {})", pair.v6, pair.v4));
+    let pairs = network.pairs();
+    if pairs.is_empty() {
+        return denied(format!("network {name} has no IPv6 subnet, in which {v6} could be"));
+    }
+    let Some(belonging) = pairs.iter().find_map(|pair| pair.to_v4(v6)) else {
+        let shown = pairs.iter().map(|pair| format!("{}, {}", pair.v6, pair.v4)).collect::<Vec<_>>().join("; ");
+        return denied(format!("invalid address {v6}: it is no host address of network {name} ({shown})"));
     };
     match v4 {
         Some(v4) if v4 != belonging => denied(format!(

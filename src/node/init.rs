@@ -15,7 +15,7 @@ use crate::manager::allocator::{PoolChoice, choose_pools};
 use crate::manager::dispatcher::view_of;
 use crate::manager::{JoiningNode, bootstrap};
 use crate::model::mesh::MeshPrefix;
-use crate::model::node::ManagerStatus;
+use crate::model::node::{ManagerStatus, NodeDescription};
 use crate::model::{CaHistory, Cluster, ClusterId, Meta, NetworkId, NodeId, Role, Timestamp};
 use crate::store::{Action, FEATURE_LEVELS};
 use crate::trust::{self, Identity, JoinToken, NodeKey, NodeName, RootCa, UnlockKey};
@@ -41,7 +41,7 @@ impl Daemon {
             id: id.clone(),
             role: Role::Manager,
             availability: request.availability,
-            description: self.env.description().await,
+            description: NodeDescription { advertised: addresses.advertised_apart(), ..self.env.description().await },
             addr: Some(addr),
             key: self.env.tunnel_key()?,
             endpoints: addresses.endpoints(),

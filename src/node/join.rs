@@ -78,7 +78,7 @@ impl Daemon {
         let private = crate::datapath::tunnel::private_key(&env.state_dir.tunnel_key()).map_err(|e| failed(&e))?;
         let tunnel_key = TunnelKey::new(private);
         let tunnel = JoinerTunnel::open(env, addresses.clone()).await.map_err(|e| failed(&e))?;
-        let description = env.description().await;
+        let description = NodeDescription { advertised: addresses.advertised_apart(), ..env.description().await };
         let parts = JoinParts {
             token: &request.token,
             node_key: &node_key,

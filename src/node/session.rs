@@ -136,11 +136,12 @@ fn hello(
     description: watch::Receiver<NodeDescription>,
     identity: watch::Receiver<Arc<Identity>>,
 ) -> impl Fn() -> ToManager + Send + Sync + 'static {
-    let (view, endpoints) = (context.view.subscribe(), membership.addresses().endpoints());
+    let (view, addresses) = (context.view.subscribe(), membership.addresses());
+    let (endpoints, advertised) = (addresses.endpoints(), addresses.advertised_apart());
     move || ToManager::Hello {
         format: FORMATS.oldest,
         formats: Some(FORMATS),
-        description: NodeDescription { issuer: issuer(&identity.borrow()), ..description.borrow().clone() },
+        description: NodeDescription { issuer: issuer(&identity.borrow()), advertised, ..description.borrow().clone() },
         endpoints: endpoints.iter().copied().filter(|e| !e.ip().is_unspecified()).collect(),
         have: view.borrow().as_ref().map(|v| v.revision).unwrap_or_default(),
     }

@@ -175,6 +175,11 @@ pub(super) struct MembershipFile {
     pub listen_interface: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub advertise_interface: Option<String>,
+    /// Address that other nodes' tunnels reach this one at, if it is another one; and the interface that the user named for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub data_path: Option<IpAddr>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub data_path_interface: Option<String>,
     /// The managers of the last view, for a node whose ledger is gone.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub managers: Vec<Peer>,
@@ -203,6 +208,8 @@ impl MembershipFile {
             raft_id,
             listen_interface: addresses.listen_interface.clone(),
             advertise_interface: addresses.advertise_interface.clone(),
+            data_path: addresses.data_path,
+            data_path_interface: addresses.data_path_interface.clone(),
             managers: Vec::new(),
             description: None,
             removed: None,
@@ -219,9 +226,11 @@ impl MembershipFile {
         ListenAddresses {
             listen: self.listen,
             advertise: self.advertise,
+            data_path: self.data_path,
             data_path_port: self.data_path_port,
             listen_interface: self.listen_interface.clone(),
             advertise_interface: self.advertise_interface.clone(),
+            data_path_interface: self.data_path_interface.clone(),
         }
     }
 
@@ -316,7 +325,15 @@ mod tests {
         let listen = "0.0.0.0:2377".parse().unwrap();
         MembershipFile::new(
             assignment,
-            &ListenAddresses { listen, advertise: None, data_path_port: 2377, listen_interface: None, advertise_interface: None },
+            &ListenAddresses {
+                listen,
+                advertise: None,
+                data_path: None,
+                data_path_port: 2377,
+                listen_interface: None,
+                advertise_interface: None,
+                data_path_interface: None,
+            },
         )
     }
 

@@ -10,7 +10,7 @@ use crate::datapath::mesh::{
 use crate::model::dual_stack::gateway6;
 use crate::model::mesh::gateway;
 use crate::model::{NetworkV6, NodeId, NodeView, SubnetPair};
-use ipnet::{IpNet, Ipv4Net};
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -31,8 +31,10 @@ pub struct DesiredMesh {
     pub routes: BTreeSet<MeshRoute>,
 }
 
-/// The addresses of one network that this node has routes for.
+/// The addresses of one subnet of a network that this node has routes for.
 struct RoutedAddresses {
+    /// Number of the routing table, which the subnets of a network have together.
+    table: u32,
     gateway: Ipv4Addr,
     /// Its IPv6 half.
     v6: Option<NetworkV6>,
@@ -92,7 +94,7 @@ fn add_node_addresses(view: &NodeView, me: &NodeId, actual: &MeshState, mtus: &P
     }
 }
 
-/// The view's networks by subnet, and those that the view does not contain (yet, or any more) but that have a veth and rules
+/// The subnets of the view's networks, and those that the view does not contain (yet, or any more) but that have a veth and rules
 /// in the namespace since an attach: their containers keep their connectivity until they are detached.
 fn networks(
     view: &NodeView,
@@ -103,7 +105,13 @@ fn networks(
 ) -> BTreeMap<Ipv4Net, RoutedAddresses> {
     let mut all = BTreeMap::new();
     for part in view.networks.by_id.values() {
-        let mut addresses = RoutedAddresses { gateway: part.gateway, v6: part.v6, own: None, remote: BTreeMap::new() };
+        let pairs = part.pairs();
+        let of_subnet = |subnet: Ipv4Net, gateway| {
+            let pair = pairs.iter().find(|pair| pair.v4 == subnet.trunc()).zip(part.v6);
+            let v6 = pair.map(|(pair, v6)| NetworkV6 { subnet: pair.v6, gateway: v6.gateway });
+            RoutedAddresses { table: table_of(part.subnet), gateway, v6, own: None, remote: BTreeMap::new() }
+        };
+        let mut addresses = of_subnet(part.subnet, part.gateway);
         let elsewhere = part.members.iter().filter(|m| m.node_id != *me);
         addresses.remote.extend(elsewhere.map(|m| (m.address, mtus.of_route(&m.node_id))));
         if part.ingress {
@@ -115,8 +123,17 @@ fn networks(
         for member in part.members.iter().filter(|m| m.node_id == *me) {
             addresses.remote.remove(&member.address);
         }
-        for own in addresses.own.iter().chain([&addresses.gateway]) {
+        let gateways = part.further.iter().map(|further| &further.gateway).chain([&part.gateway]);
+        for own in addresses.own.iter().chain(gateways) {
             addresses.remote.remove(own);
+        }
+        for further in &part.further {
+            // The members by their own subnet: each has its IPv6 route by the pair of that.
+            let is_in = |address: &Ipv4Addr| further.subnet.contains(address);
+            let mut other = of_subnet(further.subnet, further.gateway);
+            other.remote = addresses.remote.iter().filter(|(address, _)| is_in(address)).map(|(a, mtu)| (*a, *mtu)).collect();
+            addresses.remote.retain(|address, _| !is_in(address));
+            all.insert(further.subnet.trunc(), other);
         }
         all.insert(part.subnet.trunc(), addresses);
     }
@@ -134,9 +151,11 @@ fn networks(
                 })
             });
             let gateway = configured.unwrap_or_else(|| gateway(subnet));
+            let RuleAction::Table(table) = rule.action else { continue };
             all.entry(subnet).or_insert_with(|| RoutedAddresses {
+                table,
                 gateway,
-                v6: left_v6(subnet, veths, actual),
+                v6: left_v6(table, subnet, veths, actual),
                 own: None,
                 remote: BTreeMap::new(),
             });
@@ -145,40 +164,48 @@ fn networks(
     all
 }
 
-/// The IPv6 half of a network that the view does not contain, as an attach left it.
-fn left_v6(subnet: Ipv4Net, veths: &BTreeSet<Ipv4Addr>, actual: &MeshState) -> Option<NetworkV6> {
-    let table = RuleAction::Table(table_of(subnet));
+/// The IPv6 half of a subnet that the view does not contain, as an attach left it.
+fn left_v6(table: u32, subnet: Ipv4Net, veths: &BTreeSet<Ipv4Addr>, actual: &MeshState) -> Option<NetworkV6> {
+    let own: Vec<Ipv4Addr> = veths.iter().filter(|address| subnet.contains(*address)).copied().collect();
+    // The subnets of a network have one table: this one's has the rule for a container of it.
+    let is_own = |v6: Ipv6Net| {
+        let pair = SubnetPair::new(subnet, v6);
+        let mut rules = own.iter().filter_map(|address| links6::container_rule(table, pair?, *address));
+        rules.any(|rule| actual.rules.contains(&rule))
+    };
     let v6 = actual.rules.iter().find_map(|rule| match rule.to {
-        Some(IpNet::V6(v6)) if rule.priority == base::OWN_TO_NETWORK && rule.action == table => Some(v6),
+        Some(IpNet::V6(v6)) if rule.priority == base::OWN_TO_NETWORK && rule.action == RuleAction::Table(table) && is_own(v6) => {
+            Some(v6)
+        }
         _ => None,
     })?;
-    let ends: BTreeSet<String> = veths.iter().filter(|address| subnet.contains(*address)).map(|a| mesh_end(*a)).collect();
+    let ends: BTreeSet<String> = own.iter().map(|a| mesh_end(*a)).collect();
     let configured = actual.addresses.iter().find_map(|(device, address)| match address {
-        IpAddr::V6(address) if ends.contains(device) && v6.contains(address) => Some(*address),
+        IpAddr::V6(address) if ends.contains(device) && *address != LINK_LOCAL => Some(*address),
         _ => None,
     });
     Some(NetworkV6 { subnet: v6, gateway: configured.unwrap_or_else(|| gateway6(v6)) })
 }
 
 /// Adds the IPv6 half of what one network needs, of which `desired` has the IPv4 half: a route where that has one.
-fn add_v6(pair: SubnetPair, gateway: Ipv6Addr, veths: &BTreeSet<Ipv4Addr>, desired: &mut DesiredMesh) {
+fn add_v6(table: u32, pair: SubnetPair, gateway: Ipv6Addr, veths: &BTreeSet<Ipv4Addr>, desired: &mut DesiredMesh) {
     desired.rules.extend(links6::neighbour_rules());
-    desired.rules.extend(links6::network_rules(pair));
+    desired.rules.extend(links6::network_rules(table, pair));
     desired.addresses.insert(("lo".to_owned(), gateway.into()));
-    let mut routes = vec![links6::gateway_route(pair, gateway)];
-    for route in desired.routes.iter().filter(|route| route.table == table_of(pair.v4)) {
+    let mut routes = vec![links6::gateway_route(table, gateway)];
+    for route in desired.routes.iter().filter(|route| route.table == table) {
         let (RouteTarget::Device(device), IpAddr::V4(to)) = (&route.target, route.to.addr()) else { continue };
-        routes.extend(links6::member_route(pair, to, device.clone()).map(|v6| MeshRoute { mtu: route.mtu, ..v6 }));
+        routes.extend(links6::member_route(table, pair, to, device.clone()).map(|v6| MeshRoute { mtu: route.mtu, ..v6 }));
     }
     desired.routes.extend(routes);
     for local in veths.iter().filter(|address| pair.v4.contains(*address)) {
         let end = mesh_end(*local);
-        desired.rules.extend(links6::container_rule(pair, *local));
+        desired.rules.extend(links6::container_rule(table, pair, *local));
         desired.addresses.extend(links6::end_addresses(gateway).map(|address| (end.clone(), address)));
     }
 }
 
-/// Adds what one network needs: its rules, its gateway on `lo` and on each veth, and a route to each member.
+/// Adds what one subnet needs: its rules, its gateway on `lo` and on each veth, and a route to each member.
 fn add_network(
     subnet: Ipv4Net,
     addresses: &RoutedAddresses,
@@ -186,27 +213,26 @@ fn add_network(
     actual: &MeshState,
     desired: &mut DesiredMesh,
 ) {
-    desired.rules.extend(rules(subnet));
+    let table = addresses.table;
+    desired.rules.extend(rules(subnet, table));
     for own in addresses.own.iter().chain([&addresses.gateway]) {
         desired.addresses.insert(("lo".to_owned(), (*own).into()));
-        desired.routes.insert(own_route(subnet, *own));
+        desired.routes.insert(own_route(table, *own));
     }
     for local in veths.iter().filter(|address| subnet.contains(*address)) {
         desired.addresses.insert((mesh_end(*local), addresses.gateway.into()));
         // One route per destination: an address of the node itself, or one that the view has on another node, is not routed
         // to its veth.
         if !addresses.remote.contains_key(local) && *local != addresses.gateway && Some(*local) != addresses.own {
-            desired.routes.insert(member_route(subnet, *local, mesh_end(*local)));
+            desired.routes.insert(member_route(table, *local, mesh_end(*local)));
         }
     }
     if actual.links.contains_key(TUNNEL) {
-        let route = |(remote, mtu): (&Ipv4Addr, &Option<u32>)| MeshRoute {
-            mtu: *mtu,
-            ..member_route(subnet, *remote, TUNNEL.to_owned())
-        };
+        let route =
+            |(remote, mtu): (&Ipv4Addr, &Option<u32>)| MeshRoute { mtu: *mtu, ..member_route(table, *remote, TUNNEL.to_owned()) };
         desired.routes.extend(addresses.remote.iter().map(route));
     }
     if let Some((pair, v6)) = addresses.v6.and_then(|v6| Some((SubnetPair::new(subnet, v6.subnet)?, v6))) {
-        add_v6(pair, v6.gateway, veths, desired);
+        add_v6(table, pair, v6.gateway, veths, desired);
     }
 }

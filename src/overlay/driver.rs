@@ -6,7 +6,8 @@
 //! on disk ([`endpoint_file`]), and every call may be repeated or name an object that was removed already.
 
 use crate::datapath::{LinkNetwork, Links, Sandbox, Sandboxes};
-use crate::model::{NetworkId, NetworkV6, SubnetPair, docker};
+use crate::model::network::FurtherSubnet;
+use crate::model::{NetworkId, NetworkV6, docker, dual_stack};
 use crate::sync::{lock, replace_if_changed};
 use attachments::{AttachError, Attachments};
 use axum::Router;
@@ -18,6 +19,7 @@ use axum::routing::post;
 use endpoint_file::{EndpointFile, EngineEndpoint, EngineNetwork, EngineObjects};
 use error::DriverError;
 use ipam::WantedAddress;
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use serde_json::{Value, json};
 use std::collections::VecDeque;
 use std::net::{IpAddr, Ipv4Addr};
@@ -140,14 +142,14 @@ impl Driver {
                 _ => Err(DriverError::UnknownSubnet(subnet)),
             };
         };
-        match (requested, network.pair().filter(|_| matches!(subnet, ipnet::IpNet::V6(_)))) {
+        match (requested, subnet) {
             // The creation of the endpoint checks that it belongs to the IPv4 address.
             (Some(address @ IpAddr::V6(_)), _) => Ok(ipam::reply(address)),
-            (None, Some(pair)) => self.second_address(&id, pair, mac.as_deref()).map(ipam::reply),
+            (None, IpNet::V6(_)) => self.second_address(&id, &network, mac.as_deref()).map(ipam::reply),
             (Some(IpAddr::V4(address)), _) => self.first_address(id, Some(address), mac).await,
             // Users' containers get addresses from the managers only.
-            (None, None) if self.attachments.is_none() => Err(DriverError::UnknownSubnet(subnet)),
-            (None, None) => self.first_address(id, None, mac).await,
+            (None, IpNet::V4(_)) if self.attachments.is_none() => Err(DriverError::UnknownSubnet(subnet)),
+            (None, IpNet::V4(_)) => self.first_address(id, None, mac).await,
         }
     }
 
@@ -182,11 +184,11 @@ impl Driver {
     }
 
     /// The IPv6 address that belongs to the IPv4 address which the interface with this MAC address was given.
-    fn second_address(&self, network: &NetworkId, pair: SubnetPair, mac: Option<&str>) -> Result<IpAddr, DriverError> {
+    fn second_address(&self, id: &NetworkId, network: &EngineNetwork, mac: Option<&str>) -> Result<IpAddr, DriverError> {
         let mac = mac.ok_or(DriverError::NoMac)?;
         let given = lock(&self.given);
-        let first = given.iter().find(|(of, other, _)| of == network && mac == other).map(|(_, _, address)| *address);
-        first.and_then(|address| pair.to_v6(address)).map(IpAddr::V6).ok_or(DriverError::NoFirstAddress)
+        let first = given.iter().find(|(of, other, _)| of == id && mac == other).map(|(_, _, address)| *address);
+        first.and_then(|address| network.to_v6(address)).map(IpAddr::V6).ok_or(DriverError::NoFirstAddress)
     }
 
     async fn release_address(&self, call: wire::ReleaseAddress) -> Result<Value, DriverError> {
@@ -201,10 +203,10 @@ impl Driver {
     }
 
     /// The swarm network with this subnet, of those that the engine has.
-    fn network_with(&self, subnet: ipnet::IpNet) -> Option<(NetworkId, EngineNetwork)> {
+    fn network_with(&self, subnet: IpNet) -> Option<(NetworkId, EngineNetwork)> {
         let has = |network: &EngineNetwork| match subnet {
-            ipnet::IpNet::V4(subnet) => network.subnet.trunc() == subnet.trunc(),
-            ipnet::IpNet::V6(subnet) => network.v6.is_some_and(|v6| v6.subnet.trunc() == subnet.trunc()),
+            IpNet::V4(subnet) => network.subnets().iter().any(|one| one.subnet.trunc() == subnet.trunc()),
+            IpNet::V6(subnet) => network.v6.is_some_and(|v6| v6.subnet.trunc() == subnet.trunc()),
         };
         self.file.read(|objects| {
             let found = objects.networks.values().find(|network| has(network));
@@ -214,14 +216,14 @@ impl Driver {
 
     async fn create_network(&self, call: wire::CreateNetwork) -> Result<Value, DriverError> {
         let data = call.ipv4_data.unwrap_or_default();
-        let [v4] = data.as_slice() else { return Err(DriverError::SubnetCount(data.len())) };
-        let subnet = v4.pool.parse().map_err(|_| DriverError::NotASubnet(v4.pool.clone()))?;
-        let v6 = network_v6(subnet, &call.ipv6_data.unwrap_or_default())?;
-        let gateway = v4.gateway.as_deref().and_then(ipam::address).ok_or(DriverError::NoGateway)?;
+        let subnets: Vec<FurtherSubnet> = data.iter().map(subnet_of).collect::<Result<_, _>>()?;
+        let [FurtherSubnet { subnet, gateway }, further @ ..] = &subnets[..] else { return Err(DriverError::NoSubnet) };
+        let v6 = network_v6(&subnets, &call.ipv6_data.unwrap_or_default())?;
         let options = call.options.unwrap_or(Value::Null);
         let network = EngineNetwork {
-            subnet,
-            gateway,
+            subnet: *subnet,
+            gateway: *gateway,
+            further: further.to_vec(),
             v6,
             internal: options.get("com.docker.network.internal").and_then(Value::as_bool).unwrap_or(false),
             swarm_network: option(&options, docker::NETWORK_OPTION).unwrap_or_default().to_owned(),
@@ -253,10 +255,10 @@ impl Driver {
             return Err(DriverError::NoAddress { endpoint: call.endpoint_id, requested });
         };
         let network = self.network(&call.network_id)?;
-        if !network.subnet.contains(&address) {
+        if !network.subnets().iter().any(|one| one.subnet.contains(&address)) {
             return Err(DriverError::OutsideSubnet { address: address.into(), subnet: network.subnet.into() });
         }
-        let belongs = network.pair().and_then(|pair| pair.to_v6(address));
+        let belongs = network.to_v6(address);
         if let (Some(wanted), Some(belongs)) = (requested6.as_deref().and_then(ipam::address), belongs)
             && wanted != belongs
         {
@@ -277,7 +279,7 @@ impl Driver {
         let mtu = *self.mtu.borrow();
         let mtu = network.most_mtu.map_or(mtu, |most| most.min(mtu));
         let address = endpoint.address;
-        let to = LinkNetwork { subnet: network.subnet, gateway: network.gateway, v6: network.v6 };
+        let to = link_network(&network, address)?;
         let link = self.links.attach_to(to, address, mtu).await;
         let link = link.map_err(|source| DriverError::Attach { address, source })?;
         let joined = EngineEndpoint { sandbox: call.sandbox_key, link: Some(link.clone()), ..endpoint };
@@ -289,7 +291,7 @@ impl Driver {
             objects.endpoints.insert(joined.id.clone(), joined);
         })
         .await?;
-        Ok(wire::join_reply(&link, network.subnet, network.gateway, network.v6, network.internal))
+        Ok(wire::join_reply(&link, &network.subnets(), to.gateway, network.v6, network.internal))
     }
 
     async fn leave(&self, call: wire::EndpointCall) -> Result<Value, DriverError> {
@@ -380,17 +382,37 @@ fn option<'a>(options: &'a Value, name: &str) -> Option<&'a str> {
     options.get("com.docker.network.generic")?.get(name)?.as_str()
 }
 
+/// An IPv4 subnet of a network that the engine creates.
+fn subnet_of(data: &wire::IpData) -> Result<FurtherSubnet, DriverError> {
+    let subnet: Ipv4Net = data.pool.parse().map_err(|_| DriverError::NotASubnet(data.pool.clone()))?;
+    let gateway = data.gateway.as_deref().and_then(ipam::address).ok_or(DriverError::NoGateway)?;
+    Ok(FurtherSubnet { subnet, gateway })
+}
+
+/// The network as the veth of this address needs it.
+fn link_network(network: &EngineNetwork, address: Ipv4Addr) -> Result<LinkNetwork, DriverError> {
+    let found = network.subnets().into_iter().find(|one| one.subnet.contains(&address));
+    let outside = DriverError::OutsideSubnet { address: address.into(), subnet: network.subnet.into() };
+    let FurtherSubnet { subnet, gateway } = found.ok_or(outside)?;
+    let pair = network.pairs().into_iter().find(|pair| pair.v4 == subnet.trunc());
+    let v6 = pair.zip(network.v6).map(|(pair, v6)| NetworkV6 { subnet: pair.v6, gateway: v6.gateway });
+    Ok(LinkNetwork { first: network.subnet, subnet, gateway, v6 })
+}
+
 /// The IPv6 half of a network that the engine creates.
-fn network_v6(subnet: ipnet::Ipv4Net, data: &[wire::IpData]) -> Result<Option<NetworkV6>, DriverError> {
+fn network_v6(subnets: &[FurtherSubnet], data: &[wire::IpData]) -> Result<Option<NetworkV6>, DriverError> {
     let data = match data {
         [] => return Ok(None),
         [data] => data,
         more => return Err(DriverError::Subnet6Count(more.len())),
     };
-    let v6 = data.pool.parse().map_err(|_| DriverError::NotASubnet(data.pool.clone()))?;
-    let pair = SubnetPair::new(subnet, v6).ok_or(DriverError::SmallSubnet6 { v4: subnet, v6 })?;
+    let v6: Ipv6Net = data.pool.parse().map_err(|_| DriverError::NotASubnet(data.pool.clone()))?;
+    let nets: Vec<Ipv4Net> = subnets.iter().map(|one| one.subnet).collect();
+    if dual_stack::pairs(&nets, v6).is_empty() {
+        return Err(DriverError::SmallSubnet6 { v4: nets, v6 });
+    }
     let gateway = data.gateway.as_deref().and_then(ipam::address).ok_or(DriverError::NoGateway)?;
-    Ok(Some(NetworkV6 { subnet: pair.v6, gateway }))
+    Ok(Some(NetworkV6 { subnet: v6.trunc(), gateway }))
 }
 
 /// The endpoint's namespace, while it is joined.
@@ -398,7 +420,8 @@ fn sandbox_of(objects: &EngineObjects, endpoint: &EngineEndpoint) -> Option<Sand
     let network = objects.networks.get(&endpoint.network)?;
     endpoint.link.as_ref()?;
     let path = PathBuf::from(endpoint.sandbox.as_ref()?);
-    Some(Sandbox { path, subnet: network.subnet, gateway: network.gateway, address: endpoint.address })
+    let further = network.further.iter().map(|further| further.subnet).collect();
+    Some(Sandbox { path, subnet: network.subnet, further, gateway: network.gateway, address: endpoint.address })
 }
 
 fn sandboxes_of(objects: &EngineObjects) -> Vec<Sandbox> {

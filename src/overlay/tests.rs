@@ -7,6 +7,7 @@ use super::{
 use crate::datapath::mesh::{MAIN, MeshLink, MeshRule, MeshState, MeshStep, RouteTarget, RuleAction, TUNNEL, mesh_end};
 use crate::datapath::{Redirect, TunnelPeer, TunnelPeerState, TunnelState, TunnelStep};
 use crate::model::fixture::{self, mesh, network_part};
+use crate::model::network::FurtherSubnet;
 use crate::model::view::{NetworkPart, Peer, TaskEndpoint};
 use crate::model::{NetworkV6, NodeId, NodeView, SubnetPair, WgKey};
 use proptest::prelude::*;
@@ -234,6 +235,48 @@ rule add -6 3000002: to fd00:1::/64 iif lo lookup 167772416
         .map(ToString::to_string)
         .collect();
     assert_eq!(added, ["fd00:1::c/128"]);
+}
+
+/// The subnets of a network have one table, so that each leads to the others; an attach that the view knows nothing of is kept.
+#[test]
+fn a_network_of_several_subnets() {
+    let v6 = NetworkV6 { subnet: "fd00:1::/64".parse().expect("net"), gateway: "fd00:1::1".parse().expect("address") };
+    let further = FurtherSubnet { subnet: "172.20.0.0/16".parse().expect("net"), gateway: [172, 20, 255, 1].into() };
+    let members = vec![
+        member(1, Ipv4Addr::new(10, 0, 1, 11)),
+        member(1, Ipv4Addr::new(172, 20, 3, 4)),
+        member(2, Ipv4Addr::new(172, 20, 3, 5)),
+    ];
+    let part = NetworkPart { v6: Some(v6), further: vec![further], ..network(1, members) };
+    let mut state = with_links(&["lo", TUNNEL, "v0a00010b", "vac140304"]);
+    let run = |state: &mut MeshState, view: &NodeView| {
+        let steps = mesh_steps(&desired_mesh(view, &me(), state, &PathMtus::uniform(1420)), state);
+        apply(state, &steps);
+        assert_eq!(mesh_steps(&desired_mesh(view, &me(), state, &PathMtus::uniform(1420)), state), []);
+        text(&steps)
+    };
+    let steps = run(&mut state, &view(vec![part]));
+    for step in [
+        "address add 172.20.255.1 dev lo",
+        "address add 172.20.255.1 dev vac140304",
+        "address add fd00:1::1 dev vac140304",
+        "route set 10.0.1.11/32 dev v0a00010b table 167772416",
+        "route set 172.20.3.4/32 dev vac140304 table 167772416",
+        "route set 172.20.3.5/32 dev skep0 table 167772416",
+        "route set local 172.20.255.1/32 dev lo table 167772416",
+        "route set fd00:1::a00:10b/128 dev v0a00010b table 167772416",
+        "route set fd00:1::ac14:305/128 dev skep0 table 167772416",
+        "rule add 100: from 172.20.0.0/16 lookup 167772416",
+        "rule add 3000002: to 172.20.0.0/16 iif lo lookup 167772416",
+    ] {
+        assert!(steps.lines().any(|line| line == step), "{step} is missing:\n{steps}");
+    }
+    assert!(!steps.contains("address add 10.0.1.1 dev vac140304"), "{steps}");
+    let left = run(&mut state, &view(vec![]));
+    assert_eq!(
+        left,
+        "route del 172.20.3.5/32 dev skep0 table 167772416\nroute del fd00:1::ac14:305/128 dev skep0 table 167772416\n"
+    );
 }
 
 /// Only what leads to a node with a smaller path gets a smaller route, and loses it when the path grows.

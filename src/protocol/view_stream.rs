@@ -242,6 +242,7 @@ fn shallow_network(part: &NetworkPart) -> NetworkPart {
         name: part.name.clone(),
         subnet: part.subnet,
         gateway: part.gateway,
+        further: part.further.clone(),
         v6: part.v6,
         internal: part.internal,
         ingress: part.ingress,

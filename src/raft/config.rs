@@ -18,6 +18,10 @@ pub trait StateMachine: Send + 'static {
     /// Makes the state visible to readers. Called after entries that were committed together, before any of their proposers
     /// gets its outcome, and after `restore`.
     fn publish(&mut self) {}
+    /// Entries from one snapshot to the next, if the state says so: before what [`RaftConfig::snapshot_every`] says.
+    fn snapshot_every(&self) -> Option<u64> {
+        None
+    }
     /// The state as bytes.
     fn snapshot(&self) -> Vec<u8>;
     /// What makes [`Self::snapshot`] of the state of this moment, on another thread, while further entries are applied.

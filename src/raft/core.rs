@@ -76,6 +76,10 @@ pub enum Effect {
     Snapshot { index: u64 },
 }
 
+/// Bounds of an interval of snapshots that the state asks for: each is of the whole state, and a start applies the entries behind it.
+const LEAST_SNAPSHOT_EVERY: u64 = 100;
+const MOST_SNAPSHOT_EVERY: u64 = 1 << 24;
+
 /// Why a core cannot continue. Only the user can help.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 #[error("{0}")]
@@ -90,6 +94,8 @@ pub struct Core {
     last_leader: u64,
     /// Ticks since the leader's end was reported, while no other leader is known.
     ended: Option<usize>,
+    configured_snapshot_every: u64,
+    /// As configured, or as the state says.
     snapshot_every: u64,
     snapshot_bytes: u64,
     keep_entries: u64,
@@ -146,6 +152,7 @@ impl Core {
             election_ticks: config.election_ticks,
             last_leader: 0,
             ended: None,
+            configured_snapshot_every: config.snapshot_every.max(1),
             snapshot_every: config.snapshot_every.max(1),
             snapshot_bytes: config.snapshot_bytes.max(1),
             applied_bytes: 0,
@@ -508,6 +515,12 @@ impl Core {
             let term = raft.term;
             raft.become_follower(term, 0);
         }
+    }
+
+    /// Entries from one snapshot to the next from now on; `None`: as configured.
+    pub fn set_snapshot_every(&mut self, entries: Option<u64>) {
+        let within = |entries: u64| entries.clamp(LEAST_SNAPSHOT_EVERY, MOST_SNAPSHOT_EVERY);
+        self.snapshot_every = entries.map_or(self.configured_snapshot_every, within);
     }
 
     fn request_snapshot(&mut self, effects: &mut Vec<Effect>) {

@@ -299,6 +299,7 @@ impl<S: StateMachine> Shell<S> {
             }
         }
         self.publish_applied(&mut outcomes);
+        core.set_snapshot_every(self.machine.snapshot_every());
         self.publish_status(core.status());
         Ok(())
     }

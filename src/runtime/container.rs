@@ -71,6 +71,7 @@ pub fn network_body(network: &NetworkPlan) -> NetworkCreateRequest {
             config: Some(
                 [Some((network.subnet.to_string(), network.gateway.to_string()))]
                     .into_iter()
+                    .chain(network.further.iter().map(|net| Some((net.subnet.to_string(), net.gateway.to_string()))))
                     .chain([network.v6.map(|v6| (v6.subnet.to_string(), v6.gateway.to_string()))])
                     .flatten()
                     .map(|(subnet, gateway)| IpamConfig { subnet: Some(subnet), gateway: Some(gateway), ..Default::default() })

@@ -14,6 +14,7 @@ fn network(name: &str, index: u8, ingress: bool) -> (NetworkPlan, Ipv4Addr) {
         name: name.to_owned(),
         subnet: format!("10.0.{index}.0/24").parse().expect("a subnet"),
         gateway: Ipv4Addr::new(10, 0, index, 1),
+        further: Vec::new(),
         v6: None,
         internal: false,
         ingress,

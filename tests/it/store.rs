@@ -114,6 +114,7 @@ fn object(op: Op, meta: Meta) -> Object {
             meta,
             spec: NetworkSpec { name: name.to_owned(), labels, ..NetworkSpec::default() },
             subnet: None,
+            further: Vec::new(),
             subnet6: None,
             removing: number % 8 == 7,
         }

@@ -15,8 +15,8 @@ pub const OVERLAY: &str = "overlay";
 
 /// The IPv6 address that belongs to an IPv4 address on a network, with the prefix length of its subnet.
 pub fn v6_with_length(network: &Network, address: Ipv4Addr) -> Option<Ipv6Net> {
-    let pair = network.pair()?;
-    Ipv6Net::new(pair.to_v6(address)?, pair.v6.prefix_len()).ok()
+    let address = network.pairs().iter().find_map(|pair| pair.to_v6(address))?;
+    Ipv6Net::new(address, network.subnet6?.prefix_len()).ok()
 }
 
 /// The subnets of an engine's network.
@@ -108,24 +108,23 @@ pub fn attached_predefined(network: PredefinedNetwork, meta: Meta) -> wire::Atta
 }
 
 /// Adds the containers of this node from the engine's part of the network.
-pub fn with_engine_part(
-    mut shown: wire::Network,
-    part: &Value,
-    subnet: Option<Ipv4Net>,
-    subnet6: Option<Ipv6Net>,
-) -> wire::Network {
-    shown.containers = Some(containers(part, subnet, subnet6));
+pub fn with_engine_part(mut shown: wire::Network, part: &Value, subnets: &[Ipv4Net], subnet6: Option<Ipv6Net>) -> wire::Network {
+    shown.containers = Some(containers(part, subnets, subnet6));
     shown.labels.get_or_insert_default();
     shown
 }
 
 /// The containers of the engine's part of a network, with the prefix length of its subnet: the engine itself routes each address
 /// alone.
-fn containers(part: &Value, subnet: Option<Ipv4Net>, subnet6: Option<Ipv6Net>) -> Value {
+fn containers(part: &Value, subnets: &[Ipv4Net], subnet6: Option<Ipv6Net>) -> Value {
     let mut all = part.get("Containers").filter(|containers| containers.is_object()).cloned().unwrap_or_else(|| json!({}));
     for container in all.as_object_mut().into_iter().flat_map(Map::values_mut) {
         let address = container["IPv4Address"].as_str().and_then(|text| text.strip_suffix("/32"));
-        if let Some((address, subnet)) = address.zip(subnet) {
+        let subnet_of = |text: &str| {
+            let address: Ipv4Addr = text.parse().ok()?;
+            subnets.iter().find(|subnet| subnet.contains(&address))
+        };
+        if let Some((address, subnet)) = address.and_then(|text| Some((text, subnet_of(text)?))) {
             container["IPv4Address"] = json!(format!("{address}/{}", subnet.prefix_len()));
         }
         let address = container["IPv6Address"].as_str().and_then(|text| text.strip_suffix("/128"));
@@ -195,10 +194,11 @@ pub fn from_engine_part(part: &Value) -> Value {
         map.insert("Ingress".to_owned(), json!(ingress));
         map.insert("Options".to_owned(), json!({}));
         let subnets: Vec<IpNet> = map.get("IPAM").map(configured_subnets).unwrap_or_default();
-        let subnet = subnets.iter().find_map(|net| if let IpNet::V4(net) = net { Some(*net) } else { None });
+        let v4: Vec<Ipv4Net> =
+            subnets.iter().filter_map(|net| if let IpNet::V4(net) = net { Some(*net) } else { None }).collect();
         let subnet6 = subnets.iter().find_map(|net| if let IpNet::V6(net) = net { Some(*net) } else { None });
         if map.contains_key("Containers") {
-            map.insert("Containers".to_owned(), containers(part, subnet, subnet6));
+            map.insert("Containers".to_owned(), containers(part, &v4, subnet6));
         }
         let config = map.get("IPAM").and_then(|i| i.get("Config")).cloned().unwrap_or(Value::Null);
         map.insert("IPAM".to_owned(), json!({ "Driver": "default", "Options": null, "Config": config }));
@@ -223,42 +223,49 @@ pub fn attached(network: &Network) -> wire::AttachedNetwork {
             ingress: spec.ingress,
             ipam_options: wire::Ipam {
                 driver: if spec.ingress { Driver::default() } else { default() },
-                configs: spec.subnets.iter().map(|s| requested(spec, *s)).chain(spec.subnet6.map(requested6)).collect(),
+                configs: spec
+                    .subnets
+                    .iter()
+                    .map(|s| requested(spec, *s))
+                    .chain(spec.subnet6.map(|s| requested6(spec, s)))
+                    .collect(),
             },
             scope: "swarm",
         },
         driver_state: driver(),
         ipam_options: wire::Ipam {
             driver: default(),
-            configs: network.subnet.map(|subnet| assigned(spec, subnet)).into_iter().chain(assigned6(network)).collect(),
+            configs: network.subnets().into_iter().map(|subnet| assigned(spec, subnet)).chain(assigned6(network)).collect(),
         },
     }
 }
 
 /// The subnets of a network, the IPv4 one first.
 fn ipam(network: &Network) -> Vec<IpamConfig> {
-    let v4 = network.subnet.map(|subnet| ipam_v4(&network.spec, subnet));
+    let v4 = network.subnets().into_iter().map(|subnet| ipam_v4(&network.spec, subnet));
     let v6 = network.subnet6.map(|subnet| IpamConfig {
         subnet: subnet.to_string(),
+        ip_range: network.spec.ip_range6.map(|range| range.to_string()).unwrap_or_default(),
         gateway: network.spec.v6_in(subnet).gateway.to_string(),
         ..IpamConfig::default()
     });
-    v4.into_iter().chain(v6).collect()
+    v4.chain(v6).collect()
 }
 
-fn requested6(subnet: Ipv6Net) -> IpamConfig {
-    IpamConfig { subnet: subnet.to_string(), ..IpamConfig::default() }
+fn requested6(spec: &NetworkSpec, subnet: Ipv6Net) -> IpamConfig {
+    let range = spec.ip_range6.map(|range| range.to_string()).unwrap_or_default();
+    IpamConfig { subnet: subnet.to_string(), range, ..IpamConfig::default() }
 }
 
 fn assigned6(network: &Network) -> Option<IpamConfig> {
     let subnet = network.subnet6?;
-    Some(IpamConfig { gateway: network.spec.v6_in(subnet).gateway.to_string(), ..requested6(subnet) })
+    Some(IpamConfig { gateway: network.spec.v6_in(subnet).gateway.to_string(), ..requested6(&network.spec, subnet) })
 }
 
 fn ipam_v4(spec: &NetworkSpec, subnet: Ipv4Net) -> IpamConfig {
     IpamConfig {
         subnet: subnet.to_string(),
-        ip_range: spec.ip_range.map(|range| range.to_string()).unwrap_or_default(),
+        ip_range: spec.range_in(subnet).map(|range| range.to_string()).unwrap_or_default(),
         gateway: spec.gateway_in(subnet).to_string(),
         ..IpamConfig::default()
     }
@@ -266,7 +273,7 @@ fn ipam_v4(spec: &NetworkSpec, subnet: Ipv4Net) -> IpamConfig {
 
 /// A subnet as the user asked for it, within a task's networks.
 fn requested(spec: &NetworkSpec, subnet: Ipv4Net) -> IpamConfig {
-    let range = spec.ip_range.map(|range| range.to_string()).unwrap_or_default();
+    let range = spec.range_in(subnet).map(|range| range.to_string()).unwrap_or_default();
     IpamConfig { subnet: subnet.to_string(), range, ..IpamConfig::default() }
 }
 

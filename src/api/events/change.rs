@@ -158,7 +158,15 @@ mod tests {
 
     fn network(name: &str) -> Network {
         let spec = NetworkSpec { name: name.to_owned(), ..NetworkSpec::default() };
-        Network { id: name.into(), meta: Meta::default(), spec, subnet: None, subnet6: None, removing: false }
+        Network {
+            id: name.into(),
+            meta: Meta::default(),
+            spec,
+            subnet: None,
+            further: Vec::new(),
+            subnet6: None,
+            removing: false,
+        }
     }
 
     fn service(name: &str, replicas: u64, image: &str) -> Service {

@@ -93,6 +93,7 @@ mod tests {
                 meta: Meta::default(),
                 spec,
                 subnet: None,
+                further: Vec::new(),
                 subnet6: None,
                 removing: false,
             })

@@ -82,10 +82,26 @@ pub async fn inspect(request: &ApiRequest, reference: &str) -> Result<Response> 
     if scope == "local" {
         return inspect_local(request, reference).await;
     }
+    let meant = of_engine_id(request, reference).await;
+    let reference = meant.as_deref().unwrap_or(reference);
     match store(request) {
         Some(store) => inspect_in_store(request, reference, scope, &store).await,
         None => inspect_on_worker(request, reference, scope).await,
     }
+}
+
+/// Characters of an engine's id of a network; those of the swarm are shorter.
+const ENGINE_ID: usize = 64;
+
+/// The swarm network whose part on this engine has the id: clients read it in the inspection of a container (Portainer's agent,
+/// to find the address at which it is reached).
+async fn of_engine_id(request: &ApiRequest, reference: &str) -> Option<String> {
+    if reference.len() != ENGINE_ID || !reference.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+        return None;
+    }
+    let reply = request.api.engine.get(&request.engine_target(&format!("/networks/{reference}"))).await.ok()?;
+    let network: Value = serde_json::from_slice(&reply.body).ok()?;
+    convert::swarm_network_of(&network).map(str::to_owned)
 }
 
 async fn inspect_in_store(request: &ApiRequest, reference: &str, scope: &str, store: &Store) -> Result<Response> {
@@ -109,7 +125,7 @@ async fn inspect_in_store(request: &ApiRequest, reference: &str, scope: &str, st
     }
     if let Some(part) = engine_part(request, network.id.as_str()).await {
         shown.peers = Some(convert::peers(network, store));
-        shown = convert::with_engine_part(shown, &part, network.subnet, network.subnet6);
+        shown = convert::with_engine_part(shown, &part, &network.subnets(), network.subnet6);
     }
     ok(&shown)
 }
@@ -180,7 +196,15 @@ pub async fn create(request: &ApiRequest) -> Result<Response> {
     }
     let id = NetworkId::draw(&mut rand::rng());
     let warning = validate::network_warning(&spec, lookup::networks(&store), store.nodes().count());
-    let network = Network { id: id.clone(), meta: Meta::default(), spec, subnet: None, subnet6: None, removing: false };
+    let network = Network {
+        id: id.clone(),
+        meta: Meta::default(),
+        spec,
+        subnet: None,
+        further: Vec::new(),
+        subnet6: None,
+        removing: false,
+    };
     handle.write(request.api.clock.now(), vec![Action::create(network)]).await?;
     json(StatusCode::CREATED, &json!({ "Id": id, "Warning": warning }))
 }

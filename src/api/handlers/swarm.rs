@@ -39,7 +39,7 @@ pub async fn init(request: &ApiRequest) -> Result<Response> {
     refuse_if_in_swarm(request)?;
     root_ca::refuse_external(&posted["Spec"])?;
     refuse_unsupported(&posted, &INIT)?;
-    validate::data_path_address(&posted)?;
+    let data_path_addr = validate::data_path_address(&posted)?;
     let listen_addr = text(&posted, "ListenAddr");
     if listen_addr.is_empty() {
         return Err(ApiError::bad("invalid ListenAddr \"\": invalid empty address"));
@@ -52,6 +52,7 @@ pub async fn init(request: &ApiRequest) -> Result<Response> {
     let init = SwarmInitRequest {
         listen_addr,
         advertise_addr: text(&posted, "AdvertiseAddr"),
+        data_path_addr,
         data_path_port: validate::data_path_port(&posted)?,
         address_pools,
         subnet_size,
@@ -95,12 +96,13 @@ fn is_only_manager(control: &dyn NodeControl) -> bool {
 pub async fn join(request: &ApiRequest) -> Result<Response> {
     let posted = request.decode_body(&JOIN)?;
     refuse_if_in_swarm(request)?;
-    validate::data_path_address(&posted)?;
+    let data_path_addr = validate::data_path_address(&posted)?;
     let remote_addrs = validate::remote_addresses(&posted)?;
     let listen_addr = text(&posted, "ListenAddr");
     let join = SwarmJoinRequest {
         listen_addr: if listen_addr.is_empty() { "0.0.0.0:2377".to_owned() } else { listen_addr },
         advertise_addr: text(&posted, "AdvertiseAddr"),
+        data_path_addr,
         remote_addrs,
         token: text(&posted, "JoinToken").into(),
         availability: validate::availability(&text(&posted, "Availability"))?,

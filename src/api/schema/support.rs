@@ -16,7 +16,6 @@ fn first_unsupported(value: &Value, fields: &[Field], path: &str) -> Option<Stri
         match (field.support, &field.ty) {
             (Support::Absent, _) => Some(path),
             (Support::OnlyZero, _) => (!is_zero(value)).then_some(path),
-            (Support::OnlyOneOf(values), _) => (!is_zero(value) && !is_one_of(value, values)).then_some(path),
             (Support::Full, FieldType::Object(_, fields)) => first_unsupported(value, fields, &path),
             (Support::Full, FieldType::Objects(_, fields)) => value
                 .as_array()?
@@ -38,11 +37,6 @@ fn is_zero(value: &Value) -> bool {
         Value::Array(list) => list.is_empty(),
         Value::Object(map) => map.values().all(is_zero),
     }
-}
-
-fn is_one_of(value: &Value, values: &[&str]) -> bool {
-    let text = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
-    values.iter().any(|known| known.eq_ignore_ascii_case(&text))
 }
 
 #[cfg(test)]

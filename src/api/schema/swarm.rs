@@ -1,6 +1,6 @@
 //! Bodies of requests to `/swarm` and `/nodes`.
 
-use super::types::{Field, FieldType, Struct, only, supported, unsupported};
+use super::types::{Field, FieldType, Struct, supported, unsupported};
 
 /// `POST /nodes/{id}/update`.
 pub static NODE_SPEC: Struct = Struct {
@@ -25,22 +25,20 @@ const CLUSTER: &[Field] = &[
         FieldType::Object("swarm.OrchestrationConfig", &[supported("TaskHistoryRetentionLimit", FieldType::I64)]),
     ),
     supported("Raft", FieldType::Object("swarm.RaftConfig", RAFT)),
-    supported(
-        "Dispatcher",
-        FieldType::Object("swarm.DispatcherConfig", &[only("HeartbeatPeriod", FieldType::DURATION, &["5000000000"])]),
-    ),
+    supported("Dispatcher", FieldType::Object("swarm.DispatcherConfig", &[supported("HeartbeatPeriod", FieldType::DURATION)])),
     supported("CAConfig", FieldType::Object("swarm.CAConfig", CA)),
     supported("TaskDefaults", FieldType::Object("swarm.TaskDefaults", &[unsupported("LogDriver", FieldType::Any)])),
     supported("EncryptionConfig", FieldType::Object("swarm.EncryptionConfig", &[supported("AutoLockManagers", FieldType::Bool)])),
 ];
 
-/// Swarm's defaults: skep's own are the daemon's settings.
 const RAFT: &[Field] = &[
-    only("SnapshotInterval", FieldType::U64, &["10000"]),
-    unsupported("KeepOldSnapshots", FieldType::U64),
-    only("LogEntriesForSlowFollowers", FieldType::U64, &["500"]),
-    only("ElectionTick", FieldType::INT, &["10"]),
-    only("HeartbeatTick", FieldType::INT, &["1"]),
+    supported("SnapshotInterval", FieldType::U64),
+    // Kept and shown, as scripts that set them expect. A real swarm does not use the ticks either; of snapshots only the newest
+    // is ever read; how much of the log is kept for slow managers is a setting of the daemon.
+    supported("KeepOldSnapshots", FieldType::U64),
+    supported("LogEntriesForSlowFollowers", FieldType::U64),
+    supported("ElectionTick", FieldType::INT),
+    supported("HeartbeatTick", FieldType::INT),
 ];
 
 const CA: &[Field] = &[
@@ -58,7 +56,6 @@ pub static INIT: Struct = Struct {
     fields: &[
         supported("ListenAddr", FieldType::Str),
         supported("AdvertiseAddr", FieldType::Str),
-        // Only the advertised address: `validate::data_path_address`.
         supported("DataPathAddr", FieldType::Str),
         supported("DataPathPort", FieldType::U32),
         supported("ForceNewCluster", FieldType::Bool),
@@ -77,7 +74,6 @@ pub static JOIN: Struct = Struct {
     fields: &[
         supported("ListenAddr", FieldType::Str),
         supported("AdvertiseAddr", FieldType::Str),
-        // Only the advertised address: `validate::data_path_address`.
         supported("DataPathAddr", FieldType::Str),
         supported("RemoteAddrs", FieldType::Strings),
         supported("JoinToken", FieldType::Str),

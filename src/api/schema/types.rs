@@ -22,8 +22,6 @@ pub(super) enum Support {
     Full,
     /// Any value but the zero value is refused.
     OnlyZero,
-    /// Any value but the zero value and these is refused: numbers as text, texts in any case.
-    OnlyOneOf(&'static [&'static str]),
     /// Refused if present, even with its zero value: its presence selects another kind of object.
     Absent,
 }
@@ -86,10 +84,6 @@ pub(super) const fn supported(name: &'static str, ty: FieldType) -> Field {
 /// A field of which skep supports the zero value only.
 pub(super) const fn unsupported(name: &'static str, ty: FieldType) -> Field {
     Field { name, ty, support: Support::OnlyZero }
-}
-/// A field of which skep supports the zero value and its default only.
-pub(super) const fn only(name: &'static str, ty: FieldType, values: &'static [&'static str]) -> Field {
-    Field { name, ty, support: Support::OnlyOneOf(values) }
 }
 /// A field that must be absent.
 pub(super) const fn refused(name: &'static str, ty: FieldType) -> Field {

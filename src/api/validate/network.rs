@@ -2,7 +2,8 @@
 
 use crate::api::error::{ApiError, GrpcCode, Result};
 use crate::api::schema::{self, NETWORK};
-use crate::model::dual_stack::{gateway6, overlap6};
+use crate::manager::allocator::overlap;
+use crate::model::dual_stack::{LONGEST_FOR_SEVERAL, gateway6, overlap6};
 use crate::model::mesh::MeshPrefix;
 use crate::model::network::MTU;
 use crate::model::{Cluster, Network, NetworkSpec, SubnetPair, mesh};
@@ -16,6 +17,8 @@ use std::str::FromStr;
 const SMALLEST_MTU: u32 = 68;
 /// Smallest MTU of a network with IPv6 (RFC 8200), in bytes.
 const SMALLEST_MTU6: u32 = 1280;
+/// IPv4 subnets of a network: each has rules and a gateway on every node that has a container there.
+const MOST_SUBNETS: usize = 16;
 /// Option that chooses the VXLAN ids of a network's subnets.
 const VXLAN_IDS: &str = "com.docker.network.driver.overlay.vxlanid_list";
 
@@ -25,18 +28,18 @@ pub fn network_warning<'a>(spec: &NetworkSpec, others: impl Iterator<Item = &'a 
     if spec.options.contains_key(VXLAN_IDS) {
         warnings.push(format!("option {VXLAN_IDS} has no effect: nodes are connected by WireGuard, without VXLAN"));
     }
-    for subnet in &spec.subnets {
-        warnings.extend(room_warning(spec.ip_range.unwrap_or(*subnet), nodes));
-    }
+    let ranges: Vec<Ipv4Net> = spec.subnets.iter().map(|subnet| spec.range_in(*subnet).unwrap_or(*subnet)).collect();
+    warnings.extend(room_warning(&ranges, nodes));
     let taken6 = |other: &Network| {
         let theirs = other.subnet6.or(other.spec.subnet6)?;
         let subnet = spec.subnet6.filter(|subnet| overlap6(subnet, &theirs))?;
         Some((IpNet::V6(subnet), IpNet::V6(theirs)))
     };
     let taken4 = |other: &Network| {
-        let theirs = other.subnet.or(other.spec.subnets.first().copied())?;
-        let subnet = spec.subnets.iter().find(|subnet| subnet.contains(&theirs) || theirs.contains(*subnet))?;
-        Some((IpNet::V4(*subnet), IpNet::V4(theirs)))
+        let theirs = if other.subnet.is_some() { other.subnets() } else { other.spec.subnets.clone() };
+        let mut both = spec.subnets.iter().flat_map(|subnet| theirs.iter().map(move |their| (*subnet, *their)));
+        let (subnet, theirs) = both.find(|(subnet, their)| overlap(subnet, their))?;
+        Some((IpNet::V4(subnet), IpNet::V4(theirs)))
     };
     let taken = |other: &Network| {
         let (subnet, theirs) = taken4(other).or_else(|| taken6(other))?;
@@ -49,12 +52,14 @@ pub fn network_warning<'a>(spec: &NetworkSpec, others: impl Iterator<Item = &'a 
     warnings.join("; ")
 }
 
-/// Warns of a subnet that cannot hold a task on each node beside its gateway and a virtual address.
-fn room_warning(range: Ipv4Net, nodes: usize) -> Option<String> {
-    let hosts = 1_u64.checked_shl(u32::from(32 - range.prefix_len())).unwrap_or(u64::MAX).saturating_sub(3);
-    (hosts < nodes as u64 + 1).then(|| {
+/// Warns of subnets that cannot hold a task on each node beside their gateways and a virtual address.
+fn room_warning(ranges: &[Ipv4Net], nodes: usize) -> Option<String> {
+    let hosts_of = |range: &Ipv4Net| 1_u64.checked_shl(u32::from(32 - range.prefix_len())).unwrap_or(u64::MAX).saturating_sub(3);
+    let hosts = ranges.iter().map(hosts_of).fold(0, u64::saturating_add);
+    (!ranges.is_empty() && hosts < nodes as u64 + 1).then(|| {
+        let shown = ranges.iter().map(ToString::to_string).collect::<Vec<_>>().join(" and ");
         format!(
-            "{range} has room for {hosts} addresses only, and the swarm has {nodes} nodes: each task, each plain container and each \
+            "{shown} has room for {hosts} addresses only, and the swarm has {nodes} nodes: each task, each plain container and each \
              service's virtual address needs one"
         )
     })
@@ -70,7 +75,7 @@ pub fn network_spec(posted: &Value) -> Result<NetworkSpec> {
         return Err(ApiError::bad("invalid name: name is empty"));
     }
     let enable_ipv6 = posted["EnableIPv6"].as_bool().unwrap_or(false);
-    let (pool, pool6) = pools(posted, enable_ipv6)?;
+    let (pools, pool6) = pools(posted, enable_ipv6)?;
     if posted["EnableIPv4"] == json!(false) {
         return Err(ApiError::bad("IPv4 cannot be disabled in a Swarm scoped network"));
     }
@@ -99,20 +104,40 @@ pub fn network_spec(posted: &Value) -> Result<NetworkSpec> {
     if flag("Ingress") && enable_ipv6 {
         return Err(ApiError::unsupported_field("EnableIPv6", "of the ingress network: it serves IPv6 clients as it is"));
     }
+    if flag("Ingress") && pools.len() > 1 {
+        return Err(ApiError::unsupported_field("IPAM.Config", "with several subnets of the ingress network"));
+    }
+    let subnets = pools.iter().filter_map(|pool| pool.subnet).collect();
+    let mut auxiliary_addresses = BTreeMap::new();
+    let mut further = pools.into_iter();
+    let first = further.next().unwrap_or_default();
+    let (mut further_gateways, mut further_ranges) = (Vec::new(), Vec::new());
+    auxiliary_addresses.extend(first.auxiliary);
+    for pool in further {
+        further_gateways.extend(pool.gateway);
+        further_ranges.extend(pool.range);
+        // Each subnet has names of its own.
+        let other = |name, address| if auxiliary_addresses.contains_key(&name) { format!("{name} {address}") } else { name };
+        let named: Vec<_> = pool.auxiliary.into_iter().map(|(name, address)| (other(name, address), address)).collect();
+        auxiliary_addresses.extend(named);
+    }
     Ok(NetworkSpec {
         name: name.to_owned(),
         labels: serde_json::from_value(posted["Labels"].clone()).unwrap_or_default(),
         internal: flag("Internal"),
         attachable: flag("Attachable"),
         ingress: flag("Ingress"),
-        subnets: pool.subnet.into_iter().collect(),
+        subnets,
+        further_gateways,
+        further_ranges,
         enable_ipv6,
         subnet6: pool6.subnet,
         gateway6: pool6.gateway,
         auxiliary_addresses6: pool6.auxiliary,
-        gateway: pool.gateway,
-        ip_range: pool.range,
-        auxiliary_addresses: pool.auxiliary,
+        gateway: first.gateway,
+        ip_range: first.range,
+        ip_range6: pool6.range,
+        auxiliary_addresses,
         options,
     })
 }
@@ -136,44 +161,39 @@ fn refused(text: &str) -> ApiError {
 }
 
 /// The subnets of both families.
-fn pools(posted: &Value, enable_ipv6: bool) -> Result<(Pool<Ipv4Net, Ipv4Addr>, Pool<Ipv6Net, Ipv6Addr>)> {
-    let (mut pool, mut pool6) = (Pool::default(), Pool::default());
-    for (i, config) in posted["IPAM"]["Config"].as_array().into_iter().flatten().enumerate() {
-        let repeated = |family: &str| {
-            ApiError::unsupported_field(
-                "IPAM.Config",
-                &format!("with several {family} subnets: ask for one that is large enough"),
-            )
-        };
+fn pools(posted: &Value, enable_ipv6: bool) -> Result<(Vec<Pool<Ipv4Net, Ipv4Addr>>, Pool<Ipv6Net, Ipv6Addr>)> {
+    let (mut pools, mut pool6) = (Vec::<Pool<Ipv4Net, Ipv4Addr>>::new(), Pool::default());
+    for config in posted["IPAM"]["Config"].as_array().into_iter().flatten() {
         match subnet(config)? {
             None => {}
-            Some(IpNet::V4(subnet)) if pool.subnet.is_none() => pool = pool_v4(subnet, config)?,
-            Some(IpNet::V4(_)) => return Err(repeated("IPv4")),
+            Some(IpNet::V4(subnet)) => {
+                let mut others = pools.iter().filter_map(|pool| pool.subnet);
+                if let Some(other) = others.find(|other| overlap(other, &subnet)) {
+                    return Err(refused(&format!("invalid subnet {subnet}: it overlaps {other} of the same network")));
+                }
+                if pools.len() == MOST_SUBNETS {
+                    return Err(refused(&format!("invalid subnet {subnet}: a network has at most {MOST_SUBNETS} subnets")));
+                }
+                pools.push(pool_v4(subnet, config)?);
+            }
             Some(IpNet::V6(subnet)) if !enable_ipv6 => {
                 return Err(refused(&format!("invalid subnet {subnet}: IPv6 is not enabled for the network (--ipv6)")));
             }
-            Some(IpNet::V6(subnet)) if pool6.subnet.is_none() => pool6 = pool_v6(i, subnet, config)?,
-            Some(IpNet::V6(_)) => return Err(repeated("IPv6")),
+            Some(IpNet::V6(subnet)) if pool6.subnet.is_none() => pool6 = pool_v6(subnet, config)?,
+            Some(IpNet::V6(_)) => {
+                let why = "with several IPv6 subnets: one has room for the hosts of all IPv4 subnets";
+                return Err(ApiError::unsupported_field("IPAM.Config", why));
+            }
         }
     }
-    Ok((pool, pool6))
+    Ok((pools, pool6))
 }
 
 /// Subnet, gateway, range and auxiliary addresses, in Docker's words where they are refused.
 fn pool_v4(subnet: Ipv4Net, config: &Value) -> Result<Pool<Ipv4Net, Ipv4Addr>> {
-    let range = match config["IPRange"].as_str().unwrap_or_default() {
-        "" => None,
-        text => {
-            let range: Ipv4Net =
-                text.parse().map_err(|_| refused(&format!("invalid ip-range {text}: invalid CIDR block notation")))?;
-            if range.trunc() != range {
-                return Err(refused(&format!("invalid ip-range {range}: it should be {}", range.trunc())));
-            }
-            if !subnet.contains(&range) {
-                return Err(refused(&format!("invalid ip-range {range}: it is not contained in subnet {subnet}")));
-            }
-            Some(range)
-        }
+    let range = match posted_range(IpNet::V4(subnet), config)? {
+        Some(IpNet::V4(range)) => Some(range),
+        _ => None,
     };
     let gateway = posted_gateway(IpNet::V4(subnet), config)?;
     if let Some(gateway) = gateway.filter(|gateway| [subnet.network(), subnet.broadcast()].contains(gateway)) {
@@ -185,21 +205,21 @@ fn pool_v4(subnet: Ipv4Net, config: &Value) -> Result<Pool<Ipv4Net, Ipv4Addr>> {
 }
 
 /// As [`pool_v4`].
-fn pool_v6(i: usize, subnet: Ipv6Net, config: &Value) -> Result<Pool<Ipv6Net, Ipv6Addr>> {
+fn pool_v6(subnet: Ipv6Net, config: &Value) -> Result<Pool<Ipv6Net, Ipv6Addr>> {
     let first = subnet.addr();
     if first.is_multicast() || first.is_unicast_link_local() || first.segments()[..3] == [0; 3] {
         return Err(refused(&format!("invalid subnet {subnet}: its addresses cannot be those of hosts on a network")));
     }
-    if config["IPRange"].as_str().is_some_and(|range| !range.is_empty()) {
-        let why = "in an IPv6 subnet: IPv6 addresses have the host numbers of the IPv4 ones, whose range holds for both";
-        return Err(ApiError::unsupported_field(&format!("IPAM.Config[{i}].IPRange"), why));
-    }
+    let range = match posted_range(IpNet::V6(subnet), config)? {
+        Some(IpNet::V6(range)) => Some(range),
+        _ => None,
+    };
     let gateway = posted_gateway(IpNet::V6(subnet), config)?;
     if gateway == Some(subnet.addr()) {
         return Err(refused(&format!("invalid gateway {}: it is no host address of subnet {subnet}", subnet.addr())));
     }
     let gateway = gateway.filter(|gateway| *gateway != gateway6(subnet));
-    Ok(Pool { subnet: Some(subnet), gateway, range: None, auxiliary: auxiliary(IpNet::V6(subnet), config)? })
+    Ok(Pool { subnet: Some(subnet), gateway, range, auxiliary: auxiliary(IpNet::V6(subnet), config)? })
 }
 
 /// An address of the subnet's family, within it.
@@ -209,6 +229,22 @@ fn address_in<A: FromStr + Copy + Into<IpAddr>>(subnet: IpNet, what: &str, text:
         return Err(refused(&format!("invalid {what}: it is not contained in subnet {subnet}")));
     }
     Ok(address)
+}
+
+/// A range of the subnet.
+fn posted_range(subnet: IpNet, config: &Value) -> Result<Option<IpNet>> {
+    let text = config["IPRange"].as_str().unwrap_or_default();
+    if text.is_empty() {
+        return Ok(None);
+    }
+    let range: IpNet = text.parse().map_err(|_| refused(&format!("invalid ip-range {text}: invalid CIDR block notation")))?;
+    if range.trunc() != range {
+        return Err(refused(&format!("invalid ip-range {range}: it should be {}", range.trunc())));
+    }
+    if !subnet.contains(&range) {
+        return Err(refused(&format!("invalid ip-range {range}: it is not contained in subnet {subnet}")));
+    }
+    Ok(Some(range))
 }
 
 fn posted_gateway<A: FromStr + Copy + Into<IpAddr>>(subnet: IpNet, config: &Value) -> Result<Option<A>> {
@@ -240,7 +276,8 @@ fn subnet(config: &Value) -> Result<Option<IpNet>> {
     Ok(Some(subnet))
 }
 
-/// Refuses an IPv6 subnet that is the mesh's own, or has fewer addresses than the IPv4 one that the network has or will get.
+/// Refuses an IPv6 subnet that is the mesh's own, or has fewer addresses than the IPv4 one that the network has or will get, and a
+/// range of it in which no container can be.
 ///
 /// # Errors
 /// 400.
@@ -250,14 +287,26 @@ pub fn network_subnet6(spec: &NetworkSpec, cluster: &Cluster) -> Result<()> {
     if overlap6(&subnet, &mesh) {
         return Err(refused(&format!("invalid subnet {subnet}: it overlaps {mesh}, in which the swarm itself has addresses")));
     }
+    if spec.subnets.len() > 1 && subnet.prefix_len() > LONGEST_FOR_SEVERAL {
+        return Err(refused(&format!(
+            "invalid subnet {subnet}: a container has its whole IPv4 address in it, because the network has several IPv4 subnets: a \
+             prefix of {LONGEST_FOR_SEVERAL} or shorter is needed"
+        )));
+    }
     let v4 =
         spec.subnets.first().copied().unwrap_or(Ipv4Net::new(Ipv4Addr::UNSPECIFIED, cluster.subnet_prefix()).unwrap_or_default());
-    if SubnetPair::new(v4, subnet).is_none() {
+    if spec.subnets.len() < 2 && SubnetPair::new(v4, subnet).is_none() {
         let longest = 96 + v4.prefix_len();
         return Err(refused(&format!(
             "invalid subnet {subnet}: it has fewer addresses than the IPv4 subnet (/{}), and a container has the same host number in \
              both: a prefix of {longest} or shorter is needed",
             v4.prefix_len()
+        )));
+    }
+    if let Some(range) = spec.ip_range6.filter(|_| spec.subnets.iter().chain([&v4]).all(|v4| spec.assignable(*v4).is_none())) {
+        let both = spec.ip_range.map_or_else(|| format!("an IPv4 subnet of /{}", v4.prefix_len()), |v4| format!("{v4}"));
+        return Err(refused(&format!(
+            "invalid ip-range {range}: a container has the same host number in both subnets, and none of {both} is in it"
         )));
     }
     Ok(())
@@ -350,8 +399,9 @@ mod tests {
             (json!([{ "Subnet": "fd00:7::/64", "Gateway": "fd00:8::1" }]), 400, "it is not contained in subnet fd00:7::/64"),
             (json!([{ "Subnet": "fd00:7::/64", "Gateway": "fd00:7::" }]), 400, "it is no host address"),
             (json!([{ "Subnet": "fd00:7::/64", "Gateway": "10.0.0.1" }]), 400, "invalid address"),
-            (json!([{ "Subnet": "fd00:7::/64", "IPRange": "fd00:7::/80" }]), 501, "host numbers of the IPv4 ones"),
-            (json!([v4, { "Subnet": "172.16.0.0/24" }]), 501, "several IPv4 subnets"),
+            (json!([{ "Subnet": "fd00:7::/64", "IPRange": "fd00:8::/80" }]), 400, "it is not contained in subnet fd00:7::/64"),
+            (json!([{ "Subnet": "fd00:7::/64", "IPRange": "10.0.0.0/28" }]), 400, "it is not contained in subnet fd00:7::/64"),
+            (json!([v4, { "Subnet": "192.168.0.0/21" }]), 400, "it overlaps 192.168.7.0/24 of the same network"),
             (json!([{ "Subnet": "fd00:7::/64" }, { "Subnet": "fd00:8::/64" }]), 501, "several IPv6 subnets"),
         ] {
             let error = dual(&configs).unwrap_err();
@@ -375,8 +425,35 @@ mod tests {
         assert!(check(&json!([{ "Subnet": "fd00:7::/124" }]), 28).is_ok());
         let wide = json!([{ "Subnet": "fd00:7::/112" }, { "Subnet": "172.16.0.0/15" }]);
         assert!(check(&wide, 0).unwrap_err().contains("a prefix of 111 or shorter"));
+        let range = |range: &str| json!([{ "Subnet": "fd00:7::/64", "IPRange": range }, { "Subnet": "172.16.0.0/24", "IPRange": "172.16.0.64/26" }]);
+        assert!(check(&range("fd00:7::40/123"), 0).is_ok());
+        assert!(check(&range("fd00:7::80/122"), 0).unwrap_err().contains("none of 172.16.0.64/26 is in it"));
+        let far = check(&json!([{ "Subnet": "fd00:7::/64", "IPRange": "fd00:7::1:0:0/96" }]), 0);
+        assert!(far.unwrap_err().contains("none of an IPv4 subnet of /24 is in it"));
         let mesh = check(&json!([{ "Subnet": "fd12:3456:789a:9000::/64" }]), 0);
         assert!(mesh.unwrap_err().contains("the swarm itself has addresses"));
+    }
+
+    #[test]
+    fn a_network_has_several_subnets_each_with_its_own_gateway_and_range() {
+        let configs = json!([
+            { "Subnet": "192.168.7.0/24", "AuxiliaryAddresses": { "router": "192.168.7.9" } },
+            { "Subnet": "fd00:7::/64" },
+            { "Subnet": "172.16.0.0/22", "Gateway": "172.16.3.1", "IPRange": "172.16.1.0/24",
+              "AuxiliaryAddresses": { "router": "172.16.1.9" } },
+        ]);
+        let spec = dual(&configs).unwrap();
+        let [first, further] = spec.subnets[..] else { panic!("{spec:?}") };
+        assert_eq!((spec.gateway_in(first), spec.gateway_in(further)), ([192, 168, 7, 1].into(), [172, 16, 3, 1].into()));
+        assert_eq!((spec.range_in(first), spec.range_in(further)), (None, Some("172.16.1.0/24".parse().unwrap())));
+        assert_eq!(spec.assignable(further), Some(([172, 16, 1, 0].into(), [172, 16, 1, 255].into())));
+        assert_eq!(spec.auxiliary_addresses.len(), 2);
+        assert_eq!(network_subnet6(&spec, &crate::model::fixture::cluster()), Ok(()));
+        let narrow = dual(&json!([configs[0], configs[2], { "Subnet": "fd00:7::/100" }])).unwrap();
+        let error = network_subnet6(&narrow, &crate::model::fixture::cluster()).unwrap_err();
+        assert!(error.message.contains("a prefix of 96 or shorter"), "{error}");
+        let ingress = json!({ "Name": "mesh", "Ingress": true, "IPAM": { "Config": [configs[0], configs[2]] } });
+        assert_eq!(network_spec(&ingress).unwrap_err().status, 501);
     }
 
     #[test]
@@ -397,6 +474,7 @@ mod tests {
                 meta: Meta::default(),
                 spec,
                 subnet: Some(subnet.parse().unwrap()),
+                further: Vec::new(),
                 subnet6: None,
                 removing: false,
             }

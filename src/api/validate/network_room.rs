@@ -13,16 +13,20 @@ pub fn small_networks(spec: &ServiceSpec, own: Option<&ServiceId>, store: &Store
 }
 
 fn warning(network: &Network, spec: &ServiceSpec, own: Option<&ServiceId>, store: &Store) -> Option<String> {
-    let subnet = network.subnet.or_else(|| network.spec.subnets.first().copied())?;
-    // Without the address of the network, the broadcast address and the gateway; each node has one on ingress.
+    let subnets = if network.subnet.is_some() { network.subnets() } else { network.spec.subnets.clone() };
+    if subnets.is_empty() {
+        return None;
+    }
+    // Without the address of each subnet, the broadcast address and the gateway; each node has one on ingress.
     let nodes = store.nodes().count() as u64;
-    let taken = 3 + if network.spec.ingress { nodes } else { 0 };
-    let room = (1_u64 << (32 - subnet.prefix_len())).saturating_sub(taken);
+    let all: u64 = subnets.iter().map(|subnet| (1_u64 << (32 - subnet.prefix_len())).saturating_sub(3)).sum();
+    let room = all.saturating_sub(if network.spec.ingress { nodes } else { 0 });
+    let shown = subnets.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
     let others = store.services().filter(|service| own != Some(&service.id)).map(|service: &Service| &service.spec);
     let wanted = others.chain([spec]).filter(|spec| is_on(spec, network)).map(|spec| wants(spec, nodes)).sum::<u64>();
     (wanted > room).then(|| {
         format!(
-            "network {} ({subnet}) has {room} addresses for its services, which want {wanted}: tasks beyond that wait without an \
+            "network {} ({shown}) has {room} addresses for its services, which want {wanted}: tasks beyond that wait without an \
              address until others end; use a network with a larger subnet",
             network.spec.name
         )
@@ -66,7 +70,15 @@ mod tests {
     fn a_network_that_is_too_small_is_named_with_what_is_missing() {
         let spec_of = NetworkSpec { name: "tiny".to_owned(), ..NetworkSpec::default() };
         let subnet = Some("192.168.9.0/29".parse().unwrap());
-        let tiny = Network { id: "tiny".into(), meta: Meta::default(), spec: spec_of, subnet, subnet6: None, removing: false };
+        let tiny = Network {
+            id: "tiny".into(),
+            meta: Meta::default(),
+            spec: spec_of,
+            subnet,
+            further: Vec::new(),
+            subnet6: None,
+            removing: false,
+        };
         let mut store = Store::default();
         let other = fixture::service("other", spec(1));
         store.apply(1, &Transaction::new(Timestamp(1), vec![Action::create(tiny), Action::create(other)])).unwrap();

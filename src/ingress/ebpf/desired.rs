@@ -93,14 +93,19 @@ pub(super) fn desired_datapath(tables: &mut TableCache, view: &NodeView, inputs:
     desired.uplinks = host_devices.uplinks.values().copied().collect();
     for network in view.networks.by_id.values() {
         add_vips(tables, network, &mut desired);
-        if let Some(pair) = network.pair() {
+        for pair in network.pairs() {
             let (length, first, subnet) =
                 convert::subnet6(pair.v6.addr(), pair.v6.prefix_len(), pair.v4.network(), pair.v4.netmask());
             desired.subnets6.insert((length, first), subnet);
         }
+        for further in &network.further {
+            let (length, first, subnet) =
+                convert::further_subnet(further.subnet.network(), further.subnet.prefix_len(), network.subnet.network());
+            desired.subnets6.insert((length, first), subnet);
+        }
         let backends = network.members.iter().filter_map(|task| backend(&nodes, me, host_devices, network.ingress, task));
         desired.backends.extend(backends);
-        desired.sources.insert(source(NO_CLIENT, IpNet::V4(network.subnet)));
+        desired.sources.extend(network.subnets().into_iter().map(|subnet| source(NO_CLIENT, IpNet::V4(subnet))));
     }
     // Containers route replies to these addresses to a network of the cluster, not to the client. Only the subnets that
     // networks have: the rest of a pool may be the addresses of clients outside (10.0.0.0/8 is the default pool, and the most

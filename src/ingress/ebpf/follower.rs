@@ -225,7 +225,7 @@ struct Dependencies {
     pairs: Vec<SubnetPair>,
     nodes: Vec<NodeDependencies>,
     udp_idle: Duration,
-    networks: Vec<(NetworkId, Ipv4Net, Option<SubnetPair>)>,
+    networks: Vec<(NetworkId, Vec<Ipv4Net>, Vec<SubnetPair>)>,
     /// Without the devices of containers.
     host_devices: HostDevices,
     unavailable: BTreeMap<Hook, String>,
@@ -265,7 +265,7 @@ impl Dependencies {
             pairs: cluster.pairs.clone(),
             nodes: cluster.nodes.iter().map(NodeDependencies::new).collect(),
             udp_idle: inputs.udp_idle,
-            networks: view.networks.by_id.iter().map(|(id, network)| (id.clone(), network.subnet, network.pair())).collect(),
+            networks: view.networks.by_id.iter().map(|(id, network)| (id.clone(), network.subnets(), network.pairs())).collect(),
             host_devices: HostDevices { veths: BTreeMap::new(), ..inputs.host_devices.clone() },
             unavailable: inputs.unavailable.clone(),
             left: inputs.left.cloned().unwrap_or_default(),

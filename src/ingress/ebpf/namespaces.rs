@@ -109,7 +109,7 @@ mod tests {
 
     fn sandbox(address: [u8; 4]) -> Sandbox {
         let subnet = ipnet::Ipv4Net::new_assert(address.into(), 24);
-        Sandbox { path: "/ns".into(), subnet, gateway: [0, 0, 0, 0].into(), address: address.into() }
+        Sandbox { path: "/ns".into(), subnet, further: Vec::new(), gateway: [0, 0, 0, 0].into(), address: address.into() }
     }
 
     #[test]

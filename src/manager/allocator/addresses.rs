@@ -4,7 +4,7 @@ use super::freed::Freed;
 use super::in_use::AddressesInUse;
 use super::quarantine::QuarantinedAddresses;
 use crate::model::mesh;
-use crate::model::{NetworkId, NodeId, Task};
+use crate::model::{NetworkId, NetworkSpec, NodeId, Task};
 use crate::store::Store;
 use ipnet::Ipv4Net;
 use std::net::Ipv4Addr;
@@ -123,13 +123,13 @@ impl<'a> AddressBook<'a> {
             let mut reserved = network.spec.reserved_for_v6(subnet);
             reserved.extend(network.spec.auxiliary_addresses.values());
             reserved.remove(&gateway);
-            reserved.len() as u64
+            reserved.iter().filter(|address| subnet.contains(*address)).count() as u64
         });
         let gateway = gateway.to_bits();
         let room = self
             .bounds(network, subnet)
             .map_or(0, |(low, high)| u64::from(high - low) + u64::from(!(low..=high).contains(&gateway)));
-        room.saturating_sub(self.used.count(network) + reserved)
+        room.saturating_sub(self.used.count(network, subnet) + reserved)
     }
 
     fn gateway(&self, network: &NetworkId, subnet: Ipv4Net) -> Ipv4Addr {
@@ -138,10 +138,9 @@ impl<'a> AddressBook<'a> {
 
     /// The lowest and the highest address that may be assigned, as numbers; `None` if there is none.
     fn bounds(&self, network: &NetworkId, subnet: Ipv4Net) -> Option<(u32, u32)> {
-        let range = self.store.network(network).and_then(|network| network.spec.ip_range).unwrap_or(subnet);
-        let low = range.network().to_bits().max(subnet.network().to_bits().checked_add(1)?);
-        let high = range.broadcast().to_bits().min(subnet.broadcast().to_bits().checked_sub(1)?);
-        (low <= high).then_some((low, high))
+        let found = self.store.network(network);
+        let (low, high) = found.map_or_else(|| NetworkSpec::default().assignable(subnet), |n| n.spec.assignable(subnet))?;
+        Some((low.to_bits(), high.to_bits()))
     }
 
     /// Address of the task created last.

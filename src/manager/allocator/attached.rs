@@ -23,7 +23,10 @@ impl Allocation<'_> {
             let address = self.take_address(&id)?;
             return Ok(Some(Attachment { network_id: id, address }));
         };
-        let (subnet, node) = (self.subnet(&id)?, task.node_id.clone().unwrap_or_default());
+        let (subnets, node) = (self.subnets(&id)?, task.node_id.clone().unwrap_or_default());
+        let Some(subnet) = subnets.iter().find(|subnet| subnet.contains(&address)).copied() else {
+            return Err(no_host(address, name, &subnets));
+        };
         let book = self.book.get_or_insert_with(|| AddressBook::new(self.store));
         match book.take_exact(&id, subnet, address, &node, self.quarantine) {
             Ok(()) => {
@@ -34,9 +37,7 @@ impl Allocation<'_> {
             // The container that had it is gone, and its task is about to be.
             Err(Untakeable::InUse) if self.is_left(&id, address) => Ok(None),
             Err(Untakeable::InUse) => Err(format!("Address already in use: {address} on network {name}")),
-            Err(Untakeable::NoHost) => {
-                Err(format!("invalid address {address}: it is no host address of network {name} ({subnet})"))
-            }
+            Err(Untakeable::NoHost) => Err(no_host(address, name, &subnets)),
         }
     }
 
@@ -45,4 +46,9 @@ impl Allocation<'_> {
         let mut holders = self.store.tasks_at(network, address).peekable();
         holders.peek().is_some() && holders.all(|task| task.attached.is_some() && !task.is_wanted())
     }
+}
+
+fn no_host(address: Ipv4Addr, name: &str, subnets: &[Ipv4Net]) -> String {
+    let shown = subnets.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+    format!("invalid address {address}: it is no host address of network {name} ({shown})")
 }

@@ -3,6 +3,7 @@
 use super::networks::ingress;
 use crate::model::NetworkId;
 use crate::store::Store;
+use ipnet::Ipv4Net;
 use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
 
@@ -39,10 +40,11 @@ impl<'a> AddressesInUse<'a> {
         self.others.remove(&(network.clone(), address));
     }
 
-    /// Number of addresses in use on a network.
-    pub(super) fn count(&self, network: &NetworkId) -> u64 {
-        let others = self.others.range((network.clone(), Ipv4Addr::UNSPECIFIED)..).take_while(|(id, _)| id == network);
-        let tasks = self.store.task_addresses(network, Ipv4Addr::UNSPECIFIED);
-        others.map(|(_, address)| *address).chain(tasks).collect::<BTreeSet<Ipv4Addr>>().len() as u64
+    /// Number of addresses in use in a subnet of a network.
+    pub(super) fn count(&self, network: &NetworkId, subnet: Ipv4Net) -> u64 {
+        let others = self.others.range((network.clone(), subnet.network())..).take_while(|(id, _)| id == network);
+        let tasks = self.store.task_addresses(network, subnet.network());
+        let all = others.map(|(_, address)| *address).take_while(|address| subnet.contains(address));
+        all.chain(tasks.take_while(|address| subnet.contains(address))).collect::<BTreeSet<Ipv4Addr>>().len() as u64
     }
 }

@@ -63,10 +63,10 @@ impl QuarantinedAddresses {
             }
         }
         for (was, _) in changed::<Network>(&self.observed, store) {
-            if let Some(subnet) = was.and_then(|network| network.subnet)
-                && !store.networks().any(|network| network.subnet == Some(subnet))
-            {
-                self.freed_subnets.insert(subnet, store.index());
+            for subnet in was.map(Network::subnets).unwrap_or_default() {
+                if !store.networks().any(|network| network.subnets().contains(&subnet)) {
+                    self.freed_subnets.insert(subnet, store.index());
+                }
             }
             if let Some(subnet) = was.and_then(|network| network.subnet6)
                 && !store.networks().any(|network| network.subnet6 == Some(subnet))

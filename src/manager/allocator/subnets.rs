@@ -1,9 +1,9 @@
-//! Subnets of networks: the one that the user asked for, or the first free one of the cluster's pools.
+//! Subnets of networks: those that the user asked for, or the first free one of the cluster's pools.
 
 use super::freed::Freed;
-use crate::model::dual_stack::{drawn_subnets, overlap6};
+use crate::model::dual_stack::{drawn_subnets, overlap6, pairs};
 use crate::model::mesh::DEFAULT_POOL;
-use crate::model::{Cluster, Network, SubnetPair};
+use crate::model::{Cluster, Network};
 use crate::store::Store;
 use ipnet::{Ipv4Net, Ipv6Net};
 
@@ -11,6 +11,8 @@ use ipnet::{Ipv4Net, Ipv6Net};
 pub(super) struct Subnets<'a> {
     pub network: &'a Network,
     pub v4: Ipv4Net,
+    /// Those that the user asked for beside it.
+    pub further: Vec<Ipv4Net>,
     /// If its spec enables IPv6.
     pub v6: Option<Ipv6Net>,
 }
@@ -22,12 +24,12 @@ struct TakenSubnets6 {
 }
 
 impl TakenSubnets6 {
-    /// The IPv6 subnet that a network with this IPv4 subnet gets; the error says that it cannot have one.
+    /// The IPv6 subnet that a network with these IPv4 subnets gets; the error says that it cannot have one.
     fn take(
         &mut self,
         cluster: &Cluster,
         network: &Network,
-        v4: Ipv4Net,
+        v4: &[Ipv4Net],
         freed: impl Fn(&Ipv6Net) -> Freed,
     ) -> Result<Option<Ipv6Net>, ()> {
         if !network.spec.enable_ipv6 {
@@ -44,7 +46,7 @@ impl TakenSubnets6 {
             };
             first(Freed::Known).or_else(|| first(Freed::Suspect))
         };
-        let subnet = subnet.filter(|v6| SubnetPair::new(v4, *v6).is_some()).ok_or(())?;
+        let subnet = subnet.filter(|v6| !pairs(v4, *v6).is_empty()).ok_or(())?;
         self.in_use.push(subnet);
         Ok(Some(subnet))
     }
@@ -56,7 +58,7 @@ impl TakenSubnets6 {
 pub(super) fn allocate(store: &Store, freed: impl Fn(&Ipv4Net) -> Freed, freed6: impl Fn(&Ipv6Net) -> Freed) -> Vec<Subnets<'_>> {
     let mut allocated = Vec::new();
     let Some(cluster) = store.cluster() else { return allocated };
-    let mut in_use: Vec<Ipv4Net> = store.networks().filter_map(|n| n.subnet).collect();
+    let mut in_use: Vec<Ipv4Net> = store.networks().flat_map(Network::subnets).collect();
     let waiting = || store.networks().filter(|n| n.subnet.is_none());
     // Subnets that users asked for are not assigned to other networks, which can have any subnet of the pools.
     let requested: Vec<Ipv4Net> = waiting().flat_map(|n| n.spec.subnets.clone()).collect();
@@ -67,18 +69,21 @@ pub(super) fn allocate(store: &Store, freed: impl Fn(&Ipv4Net) -> Freed, freed6:
     for network in waiting() {
         let is_used = |net: &Ipv4Net| in_use.iter().any(|other| overlap(net, other));
         let is_requested = |net: &Ipv4Net| requested.iter().any(|other| overlap(net, other));
-        let subnet = if let Some(subnet) = network.spec.subnets.first() {
-            Some(subnet.trunc()).filter(|net| !is_used(net))
+        let asked: Vec<Ipv4Net> = network.spec.subnets.iter().map(Ipv4Net::trunc).collect();
+        let subnets = if !asked.is_empty() {
+            Some(asked).filter(|asked| !asked.iter().any(is_used))
         } else {
             let is_taken = |net: &Ipv4Net| is_used(net) || is_requested(net);
-            first_free(cluster, |net| is_taken(net) || freed(net) != Freed::Known)
-                .or_else(|| first_free(cluster, |net| is_taken(net) || freed(net) == Freed::Awaited))
+            let drawn = first_free(cluster, |net| is_taken(net) || freed(net) != Freed::Known)
+                .or_else(|| first_free(cluster, |net| is_taken(net) || freed(net) == Freed::Awaited));
+            drawn.map(|net| vec![net])
         };
-        if let Some(v4) = subnet
-            && let Ok(v6) = all6.take(cluster, network, v4, &freed6)
+        if let Some(subnets) = subnets
+            && let Ok(v6) = all6.take(cluster, network, &subnets, &freed6)
+            && let [v4, further @ ..] = &subnets[..]
         {
-            in_use.push(v4);
-            allocated.push(Subnets { network, v4, v6 });
+            in_use.extend(&subnets);
+            allocated.push(Subnets { network, v4: *v4, further: further.to_vec(), v6 });
         }
     }
     allocated

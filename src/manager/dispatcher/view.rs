@@ -3,11 +3,13 @@
 use crate::model::acme::{AcmeChallenge, AcmeChallengeKind, AcmeFailure, AcmePart, ServedCertificate};
 use crate::model::http::{HTTP, HttpBackend, HttpService};
 use crate::model::mesh::DEFAULT_POOL;
+use crate::model::network::{FurtherSubnet, NetworkSpec};
 use crate::model::port_labels::PortLabels;
 use crate::model::template::TemplateContext;
 use crate::model::view::{Backend, ClusterPart, NetworkPart, Peer, PublishedPort, ServiceNames, ServiceVip, TaskEndpoint};
 use crate::model::{AcmeCertificate, Network, NetworkId, Node, NodeId, NodeState, Protocol, Service, Task, task::Attachment};
 use crate::store::Store;
+use ipnet::Ipv4Net;
 use std::sync::Arc;
 
 /// A network without its lists; `None` before it has a subnet.
@@ -17,7 +19,8 @@ pub(super) fn network_head(network: &Network) -> Option<NetworkPart> {
         name: network.spec.name.clone(),
         subnet,
         gateway: network.spec.gateway_in(subnet),
-        v6: network.pair().map(|pair| network.spec.v6_in(pair.v6)),
+        further: network.further.iter().map(|subnet| further(&network.spec, *subnet)).collect(),
+        v6: network.subnet6.filter(|_| !network.pairs().is_empty()).map(|v6| network.spec.v6_in(v6)),
         internal: network.spec.internal,
         ingress: network.spec.ingress,
         mtu: network.spec.mtu(),
@@ -25,6 +28,10 @@ pub(super) fn network_head(network: &Network) -> Option<NetworkPart> {
         services: Vec::new(),
         names: Vec::new(),
     })
+}
+
+fn further(spec: &NetworkSpec, subnet: Ipv4Net) -> FurtherSubnet {
+    FurtherSubnet { subnet, gateway: spec.gateway_in(subnet) }
 }
 
 /// The task gets traffic: it is a backend, and its node is a member that is not down.
@@ -117,9 +124,9 @@ pub(super) fn vip(service: &Service, id: &NetworkId) -> Option<ServiceVip> {
 pub(super) fn cluster_head(store: &Store) -> Option<ClusterPart> {
     let cluster = store.cluster()?;
     let pools = if cluster.address_pools.is_empty() { vec![DEFAULT_POOL] } else { cluster.address_pools.clone() };
-    let mut subnets: Vec<_> = store.networks().filter_map(|network| network.subnet).collect();
+    let mut subnets: Vec<_> = store.networks().flat_map(Network::subnets).collect();
     subnets.sort();
-    let mut pairs: Vec<_> = store.networks().filter_map(Network::pair).collect();
+    let mut pairs: Vec<_> = store.networks().flat_map(Network::pairs).collect();
     pairs.sort();
     let network_names = store.networks().filter(|network| !network.removing).map(|network| network.spec.name.clone()).collect();
     let counted = store.autoscaled_services().map(|service| service.id.clone()).collect();

@@ -167,8 +167,9 @@ impl Liveness {
     fn tick(&mut self, now: Timestamp, out: &mut Handled) {
         self.adjust_clock(now);
         self.judge(now);
+        let down_after = self.down_after();
         for (id, node) in &mut self.nodes {
-            if now.since(node.last_heard) > self.settings.down_after
+            if now.since(node.last_heard) > down_after
                 && let Some(session) = node.session.take()
             {
                 self.sessions.remove(&session);
@@ -186,7 +187,7 @@ impl Liveness {
         let joining = self.store.nodes().filter(late).filter(|node| !self.down.contains(&node.id));
         let mut lost: Vec<NodeId> = joining.map(|node| node.id.clone()).collect();
         // Nodes are not heard at the same time: those that are about to become silent count with the first.
-        let slack = self.settings.down_after.saturating_sub(self.suspect_after());
+        let slack = self.down_after().saturating_sub(self.suspect_after());
         let members = deadlines.len();
         let suspects = deadlines.iter().filter(|(_, deadline)| now.plus(slack) > *deadline).count();
         let disrupted = suspects >= 2 && suspects * 2 > members;
@@ -217,9 +218,15 @@ impl Liveness {
         }
     }
 
+    /// A node is down after this long without a heartbeat.
+    fn down_after(&self) -> Duration {
+        let patience = self.store.cluster().map_or(1.0, |cluster| cluster.spec.patience());
+        self.settings.down_after.mul_f64(patience)
+    }
+
     /// A node is suspected to be silent after this long: two heartbeats are missing, or half of the node-down timeout.
     fn suspect_after(&self) -> Duration {
-        (self.settings.down_after / 2).max(self.settings.heartbeat * 3 / 2).min(self.settings.down_after)
+        (self.down_after() / 2).max(self.settings.heartbeat * 3 / 2).min(self.down_after())
     }
 
     /// The last moment at which a node is not silent. `None`: it is not judged with the others, because it has
@@ -231,11 +238,11 @@ impl Liveness {
         match self.nodes.get(&node.id) {
             Some(observed) if observed.has_left => None,
             Some(observed) => {
-                let silent = observed.last_heard.plus(self.settings.down_after);
+                let silent = observed.last_heard.plus(self.down_after());
                 Some(observed.back_by.map_or(silent, |back| back.max(silent)))
             }
             None if self.is_joining(node) || !node.status.state.may_be_up() => None,
-            None => Some(self.since.plus(self.settings.takeover_grace.max(self.settings.down_after))),
+            None => Some(self.since.plus(self.settings.takeover_grace.max(self.down_after()))),
         }
     }
 

@@ -18,7 +18,15 @@ fn membership() -> MembershipFile {
     let listen = "0.0.0.0:2377".parse().unwrap();
     MembershipFile::new(
         assignment,
-        &ListenAddresses { listen, advertise: None, data_path_port: 2377, listen_interface: None, advertise_interface: None },
+        &ListenAddresses {
+            listen,
+            advertise: None,
+            data_path: None,
+            data_path_port: 2377,
+            listen_interface: None,
+            advertise_interface: None,
+            data_path_interface: None,
+        },
     )
 }
 

@@ -2,12 +2,14 @@
 //! repeat them after a restart.
 
 use crate::durable::{DocumentFile, UnknownFields};
+use crate::model::dual_stack::pairs;
+use crate::model::network::FurtherSubnet;
 use crate::model::{NetworkV6, SubnetPair};
 use crate::sync::lock;
 use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
 use std::sync::Mutex;
 
@@ -31,6 +33,9 @@ pub struct EngineObjects {
 pub struct EngineNetwork {
     pub subnet: Ipv4Net,
     pub gateway: Ipv4Addr,
+    /// Its subnets beside the first one.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub further: Vec<FurtherSubnet>,
     /// Its IPv6 half, if it has one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub v6: Option<NetworkV6>,
@@ -44,9 +49,21 @@ pub struct EngineNetwork {
 }
 
 impl EngineNetwork {
-    /// Its subnets, if it has one of each family.
-    pub fn pair(&self) -> Option<SubnetPair> {
-        SubnetPair::new(self.subnet, self.v6?.subnet)
+    /// Its IPv4 subnets, each with its gateway.
+    pub fn subnets(&self) -> Vec<FurtherSubnet> {
+        let first = FurtherSubnet { subnet: self.subnet, gateway: self.gateway };
+        std::iter::once(first).chain(self.further.iter().copied()).collect()
+    }
+
+    /// Its subnets of both families, if it has both.
+    pub fn pairs(&self) -> Vec<SubnetPair> {
+        let subnets: Vec<Ipv4Net> = self.subnets().iter().map(|one| one.subnet).collect();
+        self.v6.map(|v6| pairs(&subnets, v6.subnet)).unwrap_or_default()
+    }
+
+    /// The IPv6 address that belongs to an IPv4 address on it.
+    pub fn to_v6(&self, address: Ipv4Addr) -> Option<Ipv6Addr> {
+        self.pairs().iter().find_map(|pair| pair.to_v6(address))
     }
 }
 

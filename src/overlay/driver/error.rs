@@ -8,10 +8,10 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 #[derive(Debug, thiserror::Error)]
 pub enum DriverError {
     #[error(
-        "a network of driver skep has exactly one IPv4 subnet, not {0}: skep creates them itself, for the networks of the \
-         swarm (docker network create -d overlay)"
+        "a network of driver skep has an IPv4 subnet: skep creates them itself, for the networks of the swarm (docker network \
+         create -d overlay)"
     )]
-    SubnetCount(usize),
+    NoSubnet,
     #[error("{0:?} is not a subnet")]
     NotASubnet(String),
     #[error("the network has no gateway")]
@@ -39,8 +39,8 @@ pub enum DriverError {
     /// The file of endpoints could not be written.
     #[error(transparent)]
     File(anyhow::Error),
-    #[error("{v6} has fewer addresses than {v4}: each container has the same host number in both subnets")]
-    SmallSubnet6 { v4: Ipv4Net, v6: Ipv6Net },
+    #[error("{v6} has fewer addresses than {v4:?}: each container has the same host number in both families")]
+    SmallSubnet6 { v4: Vec<Ipv4Net>, v6: Ipv6Net },
     #[error("a network of driver skep has at most one IPv6 subnet, not {0}")]
     Subnet6Count(usize),
     #[error(

@@ -184,6 +184,37 @@ async fn an_internal_network_gets_no_default_route() {
 }
 
 #[tokio::test]
+async fn a_container_is_in_one_of_several_subnets_and_reaches_all() {
+    let mut fixture = Fixture::new("several");
+    let network = json!({
+        "NetworkID": "n", "IPv6Data": [{ "Gateway": "fd00:1::1/128", "Pool": "fd00:1::/64" }],
+        "IPv4Data": [{ "Gateway": "10.0.1.1/32", "Pool": "10.0.1.0/24" }, { "Gateway": "172.20.9.9/32", "Pool": "172.20.0.0/16" }],
+        "Options": { "com.docker.network.generic": { NETWORK_OPTION: "swarm1" } },
+    });
+    assert_eq!(fixture.call("NetworkDriver.CreateNetwork", network).await, json!({}));
+    fixture.serve();
+    let outside = fixture.endpoint("e0", "10.0.2.4/32").await;
+    assert!(outside["Err"].as_str().is_some_and(|error| error.contains("10.0.2.4")), "{outside}");
+    fixture.endpoint("e1", "172.20.3.4/32").await;
+    let joined = fixture.endpoint_call("Join", "e1").await;
+    let routes: Vec<String> = joined["StaticRoutes"]
+        .as_array()
+        .expect("routes")
+        .iter()
+        .map(|route| format!("{} {}", route["Destination"].as_str().unwrap_or("?"), route["NextHop"].as_str().unwrap_or("link")))
+        .collect();
+    let expected = [
+        "172.20.9.9/32 link",
+        "10.0.1.0/24 172.20.9.9",
+        "172.20.0.0/16 172.20.9.9",
+        "fd00:1::1/128 link",
+        "fd00:1::/64 fd00:1::1",
+    ];
+    assert_eq!(routes, expected);
+    assert_eq!(fixture.links(), [Ipv4Addr::new(172, 20, 3, 4)]);
+}
+
+#[tokio::test]
 async fn endpoints_outlive_the_daemon() {
     let mut fixture = Fixture::new("restart");
     fixture.network(false).await;

@@ -1,8 +1,8 @@
 //! Docker's plugin protocol as types: the parts that are used. The engine sends `null` for any optional field.
 
 use crate::model::NetworkV6;
+use crate::model::network::FurtherSubnet;
 use axum::http::StatusCode;
-use ipnet::Ipv4Net;
 use serde::Deserialize;
 use serde::de::{DeserializeOwned, IgnoredAny};
 use serde_json::{Value, json};
@@ -208,17 +208,16 @@ const NEXT_HOP: u8 = 0;
 /// `RouteType` of a route to an address on the link.
 const ON_LINK: u8 = 1;
 
-/// Reply to `Join`: the gateway on-link, and the network through it. No default gateway, so that the engine adds its own
+/// Reply to `Join`: the gateway on-link, and all subnets of the network through it. No default gateway, so that the engine adds its own
 /// bridge for all other destinations; on an internal network not even that.
 #[must_use]
-pub fn join_reply(link: &str, subnet: Ipv4Net, gateway: Ipv4Addr, v6: Option<NetworkV6>, internal: bool) -> Value {
-    let mut routes = vec![
-        json!({ "Destination": format!("{gateway}/32"), "RouteType": ON_LINK }),
-        json!({ "Destination": subnet.trunc().to_string(), "RouteType": NEXT_HOP, "NextHop": gateway.to_string() }),
-    ];
+pub fn join_reply(link: &str, subnets: &[FurtherSubnet], gateway: Ipv4Addr, v6: Option<NetworkV6>, internal: bool) -> Value {
+    let through = |destination: String, hop: String| json!({ "Destination": destination, "RouteType": NEXT_HOP, "NextHop": hop });
+    let mut routes = vec![json!({ "Destination": format!("{gateway}/32"), "RouteType": ON_LINK })];
+    routes.extend(subnets.iter().map(|one| through(one.subnet.trunc().to_string(), gateway.to_string())));
     if let Some(NetworkV6 { subnet, gateway }) = v6 {
         routes.push(json!({ "Destination": format!("{gateway}/128"), "RouteType": ON_LINK }));
-        routes.push(json!({ "Destination": subnet.trunc().to_string(), "RouteType": NEXT_HOP, "NextHop": gateway.to_string() }));
+        routes.push(through(subnet.trunc().to_string(), gateway.to_string()));
     }
     json!({
         "InterfaceName": { "SrcName": link, "DstPrefix": "eth" },

@@ -75,6 +75,7 @@ async fn an_engine_restart_and_a_driver_that_starts_late() {
         name: name.to_owned(),
         subnet: "10.0.9.0/24".parse().expect("a subnet"),
         gateway: "10.0.9.1".parse().expect("an address"),
+        further: Vec::new(),
         v6: None,
         internal: false,
         ingress: false,

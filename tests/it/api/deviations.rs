@@ -5,8 +5,6 @@ use serde_json::Value;
 const FIELD: &str = "a field of the spec that is not supported yet: 501 with its path";
 const UNKNOWN_KEY: &str = "a constraint on a key that no node has is refused: its tasks would wait for ever";
 const MANAGERS: &str = "keys are drawn, and the node of the test is not locked: words/trust.txt has these cases";
-const SETTINGS: &str =
-    "raft's and the heartbeat's timing are settings of the daemon, other values than the defaults are refused: 501";
 const ATTACHING: &str = "a container on a network that is not attachable is refused at its creation, in the words of its start";
 const EMPTY: &str = "an empty spec, which sets everything of the swarm to zero, is refused";
 const NO_CONTAINERS: &str = "the test has an engine without containers";
@@ -20,11 +18,9 @@ const SKIPPED: &[(&str, &str, &str, &str)] = &[
     ("swarm/init-force-new-cluster", "GET", "", OTHER_STATE),
     ("swarm/update-autolock", "", "", MANAGERS),
     ("swarm/update-autolock-off", "GET", "/swarm", "recorded after the swarm was re-created with --force-new-cluster"),
-    ("swarm/update-snapshots", "", "", SETTINGS),
+    ("swarm/update-snapshots", "GET", "/swarm", OTHER_STATE),
     ("raw/swarm-update-spec-4", "POST", "/swarm/update", EMPTY),
     ("raw/swarm-update-spec-4", "GET", "/swarm", MANAGERS),
-    ("swarm/update-dispatcher-heartbeat", "", "", SETTINGS),
-    ("swarm/init-all-options-2", "", "", SETTINGS),
     ("swarm/unlock-not-locked", "GET", "/info", OTHER_STATE),
     ("raw/auth-headers", "POST", "/v1.29/", "the digest warning of API < 1.30 needs a registry"),
     ("raw/create-minimal", "GET", "/services/rawend2", NO_MANAGER_LOOPS),

@@ -94,38 +94,34 @@ async fn a_leave_answers_when_the_membership_has_ended_and_on_request_when_every
     assert_eq!(tokio::time::timeout(bound, waiting).await.expect("an answer").0, 200);
 }
 
-/// The daemon's settings decide these: a value that has no effect is refused by its name.
+/// Scripts and Ansible set these: they are kept and shown, at init and later.
 #[tokio::test]
-async fn settings_without_an_effect_are_refused_by_name_and_what_is_stored_is_accepted_back() {
+async fn settings_of_raft_and_dispatcher_are_kept_and_shown() {
     let node = FakeNode::new(Membership::Manager(FakeNode::lab1()));
     let store = node.store.lock().unwrap().clone().unwrap();
-    let mut cluster = super::recorded_store::cluster();
-    cluster.spec.raft.snapshot_interval = Some(9000);
-    store.write(SystemClock.now(), vec![Action::create(cluster)]).await.unwrap();
+    store.write(SystemClock.now(), vec![Action::create(super::recorded_store::cluster())]).await.unwrap();
     let fixture = ApiFixture::serve(node, None);
-    let version = || store.read().cluster().unwrap().meta.version;
-    for (spec, path) in [
-        (json!({"Dispatcher": {"HeartbeatPeriod": 10_000_000_000_u64}}), "Dispatcher.HeartbeatPeriod"),
-        (json!({"Raft": {"SnapshotInterval": 5000}}), "Raft.SnapshotInterval"),
-        (json!({"Raft": {"ElectionTick": 3}}), "Raft.ElectionTick"),
-        (json!({"Raft": {"HeartbeatTick": 2}}), "Raft.HeartbeatTick"),
-        (json!({"Raft": {"KeepOldSnapshots": 2}}), "Raft.KeepOldSnapshots"),
-        (json!({"Raft": {"LogEntriesForSlowFollowers": 9}}), "Raft.LogEntriesForSlowFollowers"),
-    ] {
-        let (status, message) = post(&fixture, &format!("/swarm/update?version={}", version()), &spec).await;
-        assert_eq!(status, 501, "{message}");
-        assert!(message.as_str().unwrap().contains(path), "{path}: {message}");
-        let init = json!({"ListenAddr": "0.0.0.0:2377", "AdvertiseAddr": "10.123.0.1", "Spec": spec});
-        let (status, message) = post(&ApiFixture::serve(FakeNode::new(Membership::Inactive), None), "/swarm/init", &init).await;
-        assert_eq!(status, 501, "{message}");
+    let target = || format!("/swarm/update?version={}", store.read().cluster().unwrap().meta.version);
+    let wanted = json!({
+        "Name": "default", "Labels": {"a": "b"}, "Dispatcher": {"HeartbeatPeriod": 10_000_000_000_u64},
+        "Raft": {"SnapshotInterval": 5000, "KeepOldSnapshots": 2, "LogEntriesForSlowFollowers": 9, "ElectionTick": 3, "HeartbeatTick": 2},
+    });
+    let (status, message) = post(&fixture, &target(), &wanted).await;
+    assert_eq!(status, 200, "{message}");
+    let shown: Value = fixture.client.get("/swarm").await.unwrap().json().unwrap();
+    for key in ["Dispatcher", "Raft"] {
+        assert_eq!(shown["Spec"][key], wanted[key]);
     }
-    let mut shown: Value = fixture.client.get("/swarm").await.unwrap().json().unwrap();
-    shown["Spec"]["Labels"] = json!({"a": "b"});
-    let target = format!("/swarm/update?version={}", version());
-    assert_eq!(post(&fixture, &target, &shown["Spec"]).await.0, 200, "what was stored before, with other labels");
+    let spec = store.read().cluster().unwrap().spec.clone();
+    assert_eq!(spec.snapshot_every(), Some(5000));
+    assert!((spec.patience() - 2.0).abs() < 1e-9, "the node-down bound is twice as long");
+    assert_eq!(post(&fixture, &target(), &shown["Spec"]).await.0, 200, "posted back");
+    for (period, status) in [(-1, 400), (0, 200)] {
+        let posted = json!({"Name": "default", "Dispatcher": {"HeartbeatPeriod": period}});
+        assert_eq!(post(&fixture, &target(), &posted).await.0, status);
+    }
     // As Ansible posts it: all that the playbook does not name is zero.
-    let target = format!("/swarm/update?version={}", version());
-    assert_eq!(post(&fixture, &target, &json!({"Name": "default", "Labels": {}, "Raft": {}})).await.0, 200);
+    assert_eq!(post(&fixture, &target(), &json!({"Name": "default", "Labels": {}, "Raft": {}})).await.0, 200);
     assert_eq!(store.read().cluster().unwrap().spec.raft.snapshot_interval, None, "zero is the default");
 }
 

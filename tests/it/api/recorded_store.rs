@@ -79,6 +79,7 @@ pub fn network(id: &str, name: &str, subnet: Option<&str>) -> Network {
         meta: Meta::default(),
         spec: NetworkSpec { name: name.to_owned(), ingress: name == "ingress", ..NetworkSpec::default() },
         subnet: subnet.map(|s| s.parse().unwrap()),
+        further: Vec::new(),
         subnet6: None,
         removing: false,
     }

@@ -214,7 +214,13 @@ async fn a_container_answers_clients_and_sends_first_from_the_port_that_it_publi
 async fn configure(ebpf: &EbpfDatapath, container: &Container, mesh: MeshPrefix) {
     let subnet = "10.0.0.0/24".parse().expect("a subnet");
     ebpf.set_ingress(Some(IngressNetwork { subnet, mtu: 1380, mesh, datagrams: BTreeMap::new() }));
-    let sandbox = Sandbox { path: container.own.path(), subnet, gateway: Ipv4Addr::new(10, 0, 0, 1), address: CONTAINER };
+    let sandbox = Sandbox {
+        path: container.own.path(),
+        subnet,
+        further: Vec::new(),
+        gateway: Ipv4Addr::new(10, 0, 0, 1),
+        address: CONTAINER,
+    };
     ebpf.enter(&sandbox).await.expect("prepares the namespace");
     let config = Config {
         ingress: convert::v4(subnet.network()),

@@ -32,12 +32,15 @@ fn settle(store: &mut Store) {
 
 /// Every address that something has on a network, and its gateways.
 fn addresses(store: &Store, network: &Network) -> Vec<IpAddr> {
-    let pair = network.pair().expect("both subnets");
+    let pairs = network.pairs();
+    let to_v6 = |address: &std::net::Ipv4Addr| pairs.iter().find_map(|pair| pair.to_v6(*address));
     let tasks = store.tasks().filter_map(|task| task.address_on(&network.id));
     let vips = store.services().flat_map(|s| &s.endpoint.vips).filter(|vip| vip.network_id == network.id);
     let four: Vec<_> = tasks.chain(vips.map(|vip| vip.addr.addr())).collect();
-    let six: Vec<_> = four.iter().map(|address| pair.to_v6(*address).expect("a host of both subnets")).collect();
-    let gateways = [IpAddr::V4(network.spec.gateway_in(pair.v4)), IpAddr::V6(network.spec.v6_in(pair.v6).gateway)];
+    let six: Vec<_> = four.iter().map(|address| to_v6(address).expect("a host of both subnets")).collect();
+    let gateways = network.subnets().into_iter().map(|subnet| IpAddr::V4(network.spec.gateway_in(subnet)));
+    let gateway6 = network.spec.v6_in(network.subnet6.expect("both families")).gateway;
+    let gateways = gateways.chain([IpAddr::V6(gateway6)]);
     let reserved = network.spec.auxiliary_addresses6.values().copied().map(IpAddr::V6);
     four.into_iter().map(IpAddr::V4).chain(six.into_iter().map(IpAddr::V6)).chain(gateways).chain(reserved).collect()
 }
@@ -95,7 +98,8 @@ fn subnets_of_both_families_are_drawn_and_do_not_overlap() {
     ];
     fixture::apply(&mut store, fixture::START, networks.map(Action::create).into());
     settle(&mut store);
-    let pairs: Vec<_> = store.networks().filter_map(|network| Some((network.id.to_string(), network.pair()?))).collect();
+    let pairs: Vec<_> =
+        store.networks().flat_map(|network| network.pairs().into_iter().map(|pair| (network.id.to_string(), pair))).collect();
     assert_eq!(pairs.len(), 4, "{pairs:?}");
     for (i, (name, one)) in pairs.iter().enumerate() {
         assert!(!mesh.nodes().contains(&one.v6) && !one.v6.contains(&mesh.container(std::net::Ipv4Addr::BROADCAST)), "{name}");
@@ -111,5 +115,36 @@ fn subnets_of_both_families_are_drawn_and_do_not_overlap() {
     assert_eq!(store.network(&"late".into()).unwrap().subnet, None);
     fixture::apply(&mut store, fixture::START, vec![Action::Remove(Kind::Network, "asked".into())]);
     settle(&mut store);
-    assert!(store.network(&"late".into()).unwrap().pair().is_some());
+    assert_eq!(store.network(&"late".into()).unwrap().pairs().len(), 1);
+}
+
+/// A network takes addresses of its next subnet when one is full, within the ranges of both families, and says so when all are.
+#[test]
+fn addresses_come_from_several_subnets() {
+    let mut network = dual("wide", Some("172.16.8.0/29"), Some("fd00:9::/64"));
+    network.spec.subnets.push("192.168.40.0/28".parse().unwrap());
+    network.spec.gateway = Some("172.16.8.6".parse().unwrap());
+    network.spec.further_gateways = vec!["192.168.40.9".parse().unwrap()];
+    network.spec.further_ranges = vec!["192.168.40.8/29".parse().unwrap()];
+    network.spec.auxiliary_addresses.insert("router".to_owned(), "192.168.40.10".parse().unwrap());
+    let mut store = fixture::store(3);
+    let service = fixture::service("web", 20, &[], &["wide"]);
+    fixture::apply(&mut store, fixture::START, vec![Action::create(network), Action::create(service)]);
+    let (mut rng, settings) = (StdRng::seed_from_u64(1), ManagerSettings::default());
+    let tasks = Orchestrator::default().plan(&store, fixture::START, &mut rng, &settings, &RoundScope::full()).actions;
+    fixture::apply(&mut store, fixture::START, tasks);
+    settle(&mut store);
+    let network = store.network(&"wide".into()).unwrap();
+    assert_eq!(network.further, network.spec.subnets[1..]);
+    let all = addresses(&store, network);
+    assert_eq!(all.iter().collect::<BTreeSet<_>>().len(), all.len(), "{all:?}");
+    let given: Vec<_> = store.tasks().flat_map(|task| &task.attachments).map(|a| a.address).collect();
+    let in_net = |length: u8| given.iter().filter(|address| address.prefix_len() == length).count();
+    // Of six hosts the gateway and the virtual address; of the seven in the range, without broadcast, the gateway and the router.
+    assert_eq!((in_net(29), in_net(28)), (4, 5), "{given:?}");
+    let outside = |address: &&ipnet::Ipv4Net| address.prefix_len() == 28 && [9, 10].contains(&address.addr().octets()[3]);
+    assert_eq!(given.iter().find(outside), None, "neither gateway nor router");
+    let why = store.tasks().find(|task| task.attachments.is_empty()).expect("one is left").status.err.clone();
+    assert_eq!(why, "could not find an available IP on network wide (172.16.8.0/29 and 192.168.40.0/28 are full)");
+    assert_eq!(skep::manager::invariants::check(&store), Vec::<String>::new());
 }

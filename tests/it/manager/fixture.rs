@@ -83,6 +83,7 @@ pub fn network(id: &str, subnet: Option<&str>) -> Network {
         meta: Meta::default(),
         spec: NetworkSpec { name: id.to_owned(), subnets, ..NetworkSpec::default() },
         subnet: None,
+        further: Vec::new(),
         subnet6: None,
         removing: false,
     }

@@ -84,6 +84,22 @@ fn one_silent_node_of_three_is_down_within_two_seconds_and_a_half() {
 }
 
 #[test]
+fn with_a_longer_heartbeat_period_silence_is_borne_in_proportion() {
+    let mut fixture = LivenessFixture::new(3);
+    fixture.run(2 * SECOND);
+    let mut store = fixture::store(3);
+    let mut cluster = store.cluster().unwrap().clone();
+    cluster.spec.dispatcher.heartbeat_period = Some(skep::model::Nanos(10_000_000_000));
+    fixture::apply(&mut store, fixture::START, vec![Action::update(cluster)]);
+    fixture.core.handle(fixture.now, Event::StoreChanged(Arc::new(store)));
+    fixture.silent = [2].into();
+    fixture.run(Duration::from_millis(3500));
+    assert_eq!(fixture.down(), [] as [usize; 0], "twice as long as otherwise");
+    fixture.run(SECOND);
+    assert_eq!((fixture.down(), fixture.held()), (vec![2], vec![]));
+}
+
+#[test]
 fn half_of_the_nodes_are_down_and_more_than_half_are_held() {
     for (nodes, silent, held) in [(2, 1, false), (4, 2, false), (3, 2, true), (4, 3, true), (6, 5, true), (100, 51, true)] {
         let mut fixture = LivenessFixture::new(nodes);

@@ -74,6 +74,10 @@ impl StateMachine for RecordingMachine {
         calls.published = calls.entries.len();
         calls.publications += 1;
     }
+    /// As the first entry says, if that is `snapshots N`.
+    fn snapshot_every(&self) -> Option<u64> {
+        self.0.lock().expect("lock").entries.first()?.1.strip_prefix("snapshots ")?.parse().ok()
+    }
     fn snapshot(&self) -> Vec<u8> {
         serde_json::to_vec(&self.0.lock().expect("lock").entries).expect("plain data")
     }

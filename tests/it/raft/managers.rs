@@ -145,7 +145,15 @@ impl Managers {
 
 fn network(id: &str) -> Action {
     let spec = NetworkSpec { name: id.to_owned(), ..NetworkSpec::default() };
-    Action::create(Network { id: NetworkId::from(id), meta: Meta::default(), spec, subnet: None, subnet6: None, removing: false })
+    Action::create(Network {
+        id: NetworkId::from(id),
+        meta: Meta::default(),
+        spec,
+        subnet: None,
+        further: Vec::new(),
+        subnet6: None,
+        removing: false,
+    })
 }
 
 #[tokio::test(flavor = "multi_thread")]

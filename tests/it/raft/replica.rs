@@ -26,7 +26,15 @@ async fn stop(raft: Raft<ApplyOutcome>, shutdown: CancellationToken) {
 
 fn network(id: &str, name: &str) -> Action {
     let spec = NetworkSpec { name: name.to_owned(), ..NetworkSpec::default() };
-    Action::create(Network { id: NetworkId::from(id), meta: Meta::default(), spec, subnet: None, subnet6: None, removing: false })
+    Action::create(Network {
+        id: NetworkId::from(id),
+        meta: Meta::default(),
+        spec,
+        subnet: None,
+        further: Vec::new(),
+        subnet6: None,
+        removing: false,
+    })
 }
 
 #[tokio::test]

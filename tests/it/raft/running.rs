@@ -102,6 +102,23 @@ async fn the_log_is_compacted_behind_a_snapshot() {
 }
 
 #[tokio::test]
+async fn the_state_may_say_how_often_snapshots_are_made_within_bounds() {
+    for (asked, most) in [(120, 130), (1, 110)] {
+        let folder = TempDir::new(&format!("snapshots-{asked}"));
+        let running = RunningManager::start(config(&folder.0), true).await.expect("starts");
+        running.write(&format!("snapshots {asked}")).await.expect("written");
+        for i in 0..230 {
+            running.write(&format!("entry {i}")).await.expect("written");
+        }
+        running.stop().await;
+        let again = RunningManager::start(config(&folder.0), false).await.expect("starts");
+        let replayed = again.machine.applied();
+        assert!((20..most).contains(&replayed), "asked for each {asked}: {replayed} entries were replayed");
+        again.stop().await;
+    }
+}
+
+#[tokio::test]
 async fn another_raft_id_and_a_second_process_are_refused() {
     let folder = TempDir::new("foreign");
     let running = RunningManager::start(config(&folder.0), true).await.expect("starts");

@@ -60,6 +60,7 @@ async fn debug_and_dumps_show_no_secret() {
         availability: Availability::Active,
     }));
     let posted = SwarmJoinRequest {
+        data_path_addr: String::new(),
         listen_addr: String::new(),
         advertise_addr: String::new(),
         remote_addrs: vec![],

@@ -1,33 +1,35 @@
 //! Networks that users shape: plain containers on them, their options, and `ingress` made again.
 
 use super::kit::*;
+use super::providers::programs_read_the_swarm;
+use super::subnets::several_subnets;
 use serde_json::{Value, json};
 use skep::lab::{EngineRoot, Host, WHOAMI_IMAGE, output};
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
-async fn exec(host: &Host, container: &str, command: &[&str]) -> anyhow::Result<String> {
+pub async fn exec(host: &Host, container: &str, command: &[&str]) -> anyhow::Result<String> {
     output(host.docker().args(["exec", container]).args(command)).await
 }
 
 /// What a container gets from a web server: the server's own name, then the client's address as it sees it.
-async fn fetch(host: &Host, container: &str, server: &str) -> anyhow::Result<String> {
+pub async fn fetch(host: &Host, container: &str, server: &str) -> anyhow::Result<String> {
     exec(host, container, &["timeout", "3", "wget", "-q", "-O", "-", &format!("http://{server}/")]).await
 }
 
 /// As [`fetch`], once it works.
-async fn reached(host: &Host, container: &str, server: &str) -> String {
+pub async fn reached(host: &Host, container: &str, server: &str) -> String {
     within(15, &format!("{server} to answer {container}"), || fetch(host, container, server)).await
 }
 
-async fn container_of(host: &Host, service: &str) -> Option<String> {
+pub async fn container_of(host: &Host, service: &str) -> Option<String> {
     let filter = format!("label=com.docker.swarm.service.name={service}");
     let text = output(host.docker().args(["ps", "-q", "--filter", &filter])).await.expect("docker ps");
     text.lines().next().map(str::to_owned)
 }
 
 /// The address that the engine gave a container on a network.
-async fn address(host: &Host, container: &str, network: &str) -> String {
+pub async fn address(host: &Host, container: &str, network: &str) -> String {
     let format = format!("{{{{(index .NetworkSettings.Networks \"{network}\").IPAddress}}}}");
     output(host.docker().args(["inspect", "-f", &format, container])).await.expect("inspect").trim().to_owned()
 }
@@ -98,6 +100,8 @@ async fn plain_containers_attach_on_any_node_and_meet_services_by_name() {
     let containers = shown[0]["Containers"].as_object().expect("containers of this node");
     assert!(containers.values().any(|c| c["Name"] == "two" && c["IPv4Address"] == "172.28.5.9/24"), "{shown:#}");
 
+    programs_read_the_swarm(&swarm, "back").await;
+
     // What is refused, in Docker's words, on either kind of node.
     let words =
         "Could not attach to network shut: rpc error: code = PermissionDenied desc = network shut not manually attachable";
@@ -112,6 +116,15 @@ async fn plain_containers_attach_on_any_node_and_meet_services_by_name() {
     assert!(taken.contains("Address already in use"), "{taken}");
     let held = refused(manager, "network rm back").await;
     assert!(held.contains("is in use by"), "{held}");
+
+    // A client of before API 1.25 names the networks beside the template.
+    let posted = json!({
+        "Name": "old", "TaskTemplate": { "ContainerSpec": { "Image": WHOAMI_IMAGE, "StopGracePeriod": 100_000_000 } },
+        "Networks": [{ "Target": "back", "Aliases": ["older"] }],
+    });
+    ok(&post(manager, "/v1.24/services/create", &posted).await);
+    reached(worker, "one", "older").await;
+    manager.docker_run("service rm old").await.expect("rm");
 
     // At run time, and isolated before and after.
     worker.docker_run(&format!("run -d --name late {WHOAMI_IMAGE}")).await.expect("on the engine's bridge");
@@ -153,9 +166,10 @@ async fn plain_containers_attach_on_any_node_and_meet_services_by_name() {
     worker.docker_run("rm -f one").await.expect("rm");
     within(15, "the network to be free", || async { manager.docker_run("network rm back").await.map(drop) }).await;
 
-    // Without a manager there is an answer within a bound.
     plain_containers_have_both_families(&swarm.hosts[0], &swarm.hosts[2]).await;
+    several_subnets(&swarm).await;
     services_use_the_network_of_their_node(&swarm).await;
+    // Without a manager there is an answer within a bound.
     let manager = &swarm.hosts[0];
     manager.docker_run("network create -d overlay --attachable left").await.expect("left");
     swarm.hosts[0].stop_daemon(false).await.expect("stops");
@@ -244,17 +258,75 @@ async fn services_use_the_network_of_their_node(swarm: &Swarm) {
             refused(manager, &format!("service create --detach --name worse --network host {options} {WHOAMI_IMAGE}")).await;
         assert!(error.contains(said), "{error}");
     }
+    // What listens on the node itself keeps its port, and is named.
+    manager.docker_run(&format!("service create -q --detach --name front -p 80:80 {WHOAMI_IMAGE}")).await.expect("front");
+    swarm.running("front", 1).await;
+    for host in &swarm.hosts {
+        within(15, "the port that is taken to be named", || async {
+            let mut command = host.command(SKEP);
+            let shown = output(command.arg("status").arg("--run-dir").arg(host.run_dir())).await?;
+            let line = shown.lines().find(|line| line.contains("80/tcp") && line.contains("taken: ")).map(str::to_owned);
+            anyhow::ensure!(line.is_some(), "{shown}");
+            Ok(())
+        })
+        .await;
+        let answer = ask(manager, (host.address(), 80).into()).await.expect("the node's own server");
+        assert!(answer.starts_with(&format!("{} ", host.name())), "{answer}");
+    }
+    manager.docker_run("service rm front").await.expect("rm");
+    containers_reach_what_is_outside(manager, &swarm.hosts[1]).await;
     let none = refused(manager, &format!("service create --detach --name worse --network none {WHOAMI_IMAGE}")).await;
     assert!(none.contains("network none not found"), "{none}");
     manager.docker_run("service rm bare").await.expect("rm");
 }
 
+/// A container of an overlay network reaches a server outside of the swarm with its node's address; not of an internal one.
+async fn containers_reach_what_is_outside(manager: &Host, outside: &Host) {
+    manager.docker_run("network create -d overlay --attachable --internal shut-in").await.expect("internal");
+    let ask = |network: &str| {
+        format!("run --rm --network {network} {WHOAMI_IMAGE} timeout 3 wget -q -O - http://{}/", outside.address())
+    };
+    let seen = manager.docker_run(&ask("six")).await.expect("egress");
+    assert!(seen.starts_with(&format!("{} ", outside.name())) && seen.contains(&manager.address().to_string()), "{seen}");
+    let error = refused(manager, &ask("shut-in")).await;
+    assert!(error.contains("unreachable"), "{error}");
+}
+
+/// A bridge for the way outside that the user made before the node joined.
+const OWN_BRIDGE: &str = "network create --subnet 172.30.250.0/24 -o com.docker.network.bridge.name=docker_gwbridge \
+                          -o com.docker.network.bridge.enable_icc=false -o com.docker.network.bridge.enable_ip_masquerade=true docker_gwbridge";
+
+/// A swarm whose nodes have a second network for their tunnels and a bridge of their own; the second one is drained at its join.
+async fn swarm_with_a_network_for_tunnels() -> Swarm {
+    let swarm = hosts("ing", 2, "").await;
+    for (host, number) in swarm.hosts.iter().zip(1..) {
+        host.run(&format!("ip addr add 198.51.100.{number}/24 dev eth0")).await.expect("a second address");
+        output(host.engine_cli().args(OWN_BRIDGE.split_whitespace())).await.expect("a bridge");
+    }
+    let [manager, worker] = &swarm.hosts[..] else { panic!("two hosts") };
+    manager.docker_run("swarm init --advertise-addr 192.0.2.1 --data-path-addr 198.51.100.1").await.expect("init");
+    let token = worker_token(manager).await;
+    let join = "swarm join --availability drain --advertise-addr 192.0.2.2 --data-path-addr 198.51.100.2";
+    worker.docker_run(&format!("{join} --token {token} 192.0.2.1:2377")).await.expect("join");
+    swarm.ready(2).await;
+    let node = get(manager, "/nodes/n2").await;
+    assert_eq!((&node["Spec"]["Availability"], &node["Status"]["Addr"]), (&json!("drain"), &json!("192.0.2.2")));
+    for (host, other) in [(manager, "198.51.100.2:2377"), (worker, "198.51.100.1:2377")] {
+        let peers = dump(host).await.expect("dump")["tunnel"]["peers"].to_string();
+        assert!(peers.contains(other), "{peers}");
+    }
+    swarm
+}
+
 #[tokio::test]
 async fn ingress_is_removed_and_made_again_with_another_subnet() {
-    let swarm = swarm("ing", 2, "").await;
+    let swarm = swarm_with_a_network_for_tunnels().await;
     let manager = &swarm.hosts[0];
     swarm.service("web", 2, Some(8080), json!({})).await;
     wait_for_backends(&swarm.hosts, "8080/tcp", 2).await;
+    let own = swarm.node_id(manager).await;
+    assert!(swarm.running("web", 2).await.iter().all(|task| task["NodeID"] == own.as_str()), "the other node is drained");
+    manager.docker_run("node update --availability active n2").await.expect("active");
     let held = post_rm(manager, "ingress").await;
     assert!(held.contains("ingress network cannot be removed because service"), "{held}");
     manager.docker_run("service rm web").await.expect("service rm");
@@ -278,8 +350,28 @@ async fn ingress_is_removed_and_made_again_with_another_subnet() {
         let device = exec(host, &container, &["cat", "/sys/class/net/eth0/mtu"]).await.expect("an MTU");
         assert!(address(host, &container, "edge").await.starts_with("192.168.77."));
         assert_eq!(device.trim(), "1300");
+        let routes = exec(host, &container, &["ip", "route"]).await.expect("routes");
+        assert!(routes.contains("default via 172.30.250.1 "), "by the user's bridge: {routes}");
     }
+    volumes_are_made_where_their_tasks_run(&swarm).await;
     swarm.stop().await;
+}
+
+/// A volume of the driver `local` with options is made on the node of each task.
+async fn volumes_are_made_where_their_tasks_run(swarm: &Swarm) {
+    let mount = "type=volume,source=scratch,target=/data,volume-driver=local,volume-opt=type=tmpfs,volume-opt=device=tmpfs,\
+                 volume-opt=o=size=1m,volume-label=team=a";
+    let create = format!("service create -q --detach --name scratcher --mode global --mount {mount} {WHOAMI_IMAGE}");
+    swarm.hosts[0].docker_run(&create).await.expect("created");
+    swarm.running("scratcher", 2).await;
+    for host in &swarm.hosts {
+        let container = container_of(host, "scratcher").await.expect("one on each node");
+        let mounts = exec(host, &container, &["cat", "/proc/mounts"]).await.expect("mounts");
+        assert!(mounts.lines().any(|line| line.contains(" /data tmpfs ") && line.contains("size=1024k")), "{mounts}");
+        let shown = host.docker_run("volume inspect scratch").await.expect("on this node");
+        let shown: Value = serde_json::from_str(&shown).expect("JSON");
+        assert_eq!((&shown[0]["Options"]["type"], &shown[0]["Labels"]["team"]), (&json!("tmpfs"), &json!("a")));
+    }
 }
 
 /// The error of a removal; empty if there was none. (The CLI asks before it removes an ingress network.)

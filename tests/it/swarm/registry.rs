@@ -41,7 +41,7 @@ async fn swarm_with(lab: Lab, registry: &Host) -> Swarm {
         let mut host = lab.host(&format!("n{number}"), number).await.expect("host");
         let config = format!("{{\"insecure-registries\": [\"{}:{PORT}\"]}}", registry.address());
         std::fs::write(host.dir().join("engine.json"), config).expect("written");
-        std::fs::write(host.dir().join("skep.toml"), "").expect("written");
+        std::fs::write(host.dir().join("skep.toml"), "[access_point]\nenabled = true\n").expect("written");
         host.start_engine(&EngineRoot::Machine).await.expect("engine");
         start(&mut host).await;
         hosts.push(host);
@@ -49,8 +49,13 @@ async fn swarm_with(lab: Lab, registry: &Host) -> Swarm {
     let swarm = Swarm { lab, hosts };
     init(&swarm.hosts[0]).await;
     let token = worker_token(&swarm.hosts[0]).await;
-    ok(&join(&swarm.hosts[1], swarm.hosts[0].address(), &token).await);
+    let manager = swarm.hosts[0].address();
+    let join = format!("swarm join --availability pause --token {token} {manager}:2377");
+    swarm.hosts[1].docker_run(&join).await.expect("join");
     swarm.ready(2).await;
+    let node = get(&swarm.hosts[0], "/nodes/n2").await;
+    assert_eq!(node["Spec"]["Availability"], "pause");
+    swarm.hosts[0].docker_run("node update --availability active n2").await.expect("active");
     swarm
 }
 
@@ -73,6 +78,21 @@ async fn push(host: &Host, config: &Path, image: &str, text: &str) {
 async fn image_of(host: &Host, service: &str) -> String {
     let service = get(host, &format!("/services/{service}")).await;
     service["Spec"]["TaskTemplate"]["ContainerSpec"]["Image"].as_str().expect("an image").to_owned()
+}
+
+/// A pull at the access point is one on every engine, with the client's password.
+async fn pulled_by_all(swarm: &Swarm, config: &Path, store: &Host) {
+    let manager = &swarm.hosts[0];
+    let image = format!("{}:{PORT}/shop/everywhere:1", store.address());
+    push(manager, config, &image, "everywhere").await;
+    output(manager.engine_cli().args(["rmi", &image])).await.expect("removed");
+    let mut command = Command::new("docker");
+    command.arg("-H").arg(format!("unix://{}", manager.run_dir().join("cluster.sock").display()));
+    let said = cli(command, config, &format!("pull {image}")).await.expect("pulled");
+    assert!(said.contains("n1") && said.contains("n2"), "{said}");
+    for host in &swarm.hosts {
+        output(host.engine_cli().args(["image", "inspect", &image])).await.expect("on every engine");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -119,6 +139,8 @@ async fn a_private_image_reaches_the_worker_is_pinned_by_digest_and_follows_its_
     assert_ne!(image_of(manager, "app").await, pinned);
     let replaced = swarm.running("app", 2).await;
     assert!(ids(&replaced).is_disjoint(&ids(&tasks)), "{replaced:#?}");
+
+    pulled_by_all(&swarm, &with, &store).await;
 
     // Without a password no engine has it. The text is the real swarm's.
     let image = format!("{}:{PORT}/shop/other:1", store.address());

@@ -11,6 +11,7 @@ use crate::datapath::ebpf::host_devices::{self, HostDevices};
 use crate::datapath::ebpf::slots::SlotReader;
 use anyhow::Context as _;
 use aya::maps::{HashMap, MapData, MapError};
+use ipnet::Ipv4Net;
 use skep_ebpf::{Backend, Counter, Prefix, V4, VerdictKind, Vip, convert};
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -179,6 +180,20 @@ impl Follower<'_> {
         Ok(backend.map(|backend| if backend.ifindex == 0 { backend.prefix } else { [0; 2] }))
     }
 
+    /// Whether an address is in a further subnet of the network of a virtual address.
+    fn is_in_further_subnet(&self, address: Ipv4Addr, vip: &Vip) -> anyhow::Result<bool> {
+        let further = self.ebpf.loaded().subnets6()?;
+        let mut of_network = further.iter().filter(|(_, subnet)| subnet.network == vip.network);
+        Ok(of_network.any(|((length, first), _)| {
+            let length = length.checked_sub(96).and_then(|length| u8::try_from(length).ok());
+            let subnet = match (convert::to_address(*first), length) {
+                (IpAddr::V4(first), Some(length)) => Ipv4Net::new(first, length).ok(),
+                _ => None,
+            };
+            subnet.is_some_and(|subnet| subnet.contains(&address))
+        }))
+    }
+
     /// The live table of a packet's destination, if that is a virtual address and its socket call would be translated.
     fn vip(&self, headers: &FrameHeaders) -> anyhow::Result<Option<VipTable>> {
         let IpAddr::V4(address) = headers.destination else { return Ok(None) };
@@ -186,8 +201,8 @@ impl Follower<'_> {
             return Ok(None);
         }
         let Some(vip) = self.get::<Vip>("VIPS", convert::v4(address))? else { return Ok(None) };
-        let on_network = matches!(headers.source, IpAddr::V4(source) if convert::v4(source) & vip.mask == vip.network);
-        if !on_network {
+        let IpAddr::V4(source) = headers.source else { return Ok(None) };
+        if convert::v4(source) & vip.mask != vip.network && !self.is_in_further_subnet(source, &vip)? {
             return Ok(None);
         }
         let mut backends = BTreeMap::new();
