@@ -199,8 +199,9 @@ impl ClientConnection {
                             progress.restart(self.limits.idle());
                             continue;
                         }
-                        Carried::Done { .. } => {
-                            if self.arrival.tls {
+                        Carried::Done { whole } => {
+                            // The end of an answer that is cut is not said to be one.
+                            if whole && self.arrival.tls {
                                 client.close().await;
                             }
                             return;

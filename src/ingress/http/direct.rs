@@ -195,7 +195,8 @@ impl DirectProxy {
         let has_body = !connection.has_ended();
         to.head(&answer.head, has_body, context).await?;
         let mut part = connection.part_at_hand()?;
-        if part.is_none() && has_body && connection.is_until_closed() {
+        // Without a length it may be a stream of which nothing comes for long.
+        if part.is_none() && has_body && !connection.has_length() {
             to.flush().await?;
         }
         loop {

@@ -105,9 +105,9 @@ impl TaskConnection {
         self.body == AnswerBody::Ended
     }
 
-    /// The end of the body is the end of the connection.
-    pub fn is_until_closed(&self) -> bool {
-        self.body == AnswerBody::Connection
+    /// It is known how much of the body is still to come.
+    pub fn has_length(&self) -> bool {
+        matches!(self.body, AnswerBody::Length(_))
     }
 
     async fn read(&mut self, most: usize, limit: Option<Duration>) -> Result<usize> {

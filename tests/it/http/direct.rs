@@ -4,7 +4,7 @@
 use super::*;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::TcpStream;
-use std::sync::mpsc;
+use std::sync::{Mutex, mpsc};
 
 const ONE: Ipv4Addr = Ipv4Addr::new(127, 85, 0, 1);
 
@@ -29,20 +29,30 @@ fn answer_to(path: &str) -> (&'static [&'static str], bool) {
     }
 }
 
-/// Serves; `/waits` is answered by nothing, and it is reported when its client is gone.
+/// What the connections of the task share.
+#[derive(Clone)]
+struct Task {
+    /// The client of `/waits`, which is answered by nothing, is gone.
+    gone: mpsc::Sender<()>,
+    go: mpsc::Sender<()>,
+    going: Arc<Mutex<mpsc::Receiver<()>>>,
+}
+
+/// Serves; what is returned says that the client of `/waits` is gone.
 fn serve_answers(port: u16) -> mpsc::Receiver<()> {
     let listener = TcpListener::bind((ONE, port)).expect("a listener");
-    let (gone, is_gone) = mpsc::channel();
+    let ((gone, is_gone), (go, going)) = (mpsc::channel(), mpsc::channel());
+    let task = Task { gone, go, going: Arc::new(Mutex::new(going)) };
     std::thread::spawn(move || {
         for stream in listener.incoming().flatten() {
-            let gone = gone.clone();
-            std::thread::spawn(move || serve_connection(&stream, &gone));
+            let task = task.clone();
+            std::thread::spawn(move || serve_connection(&stream, &task));
         }
     });
     is_gone
 }
 
-fn serve_connection(mut stream: &TcpStream, gone: &mpsc::Sender<()>) -> Option<()> {
+fn serve_connection(mut stream: &TcpStream, task: &Task) -> Option<()> {
     let mut lines = BufReader::new(stream).lines();
     loop {
         let first = lines.next()?.ok()?;
@@ -51,7 +61,17 @@ fn serve_connection(mut stream: &TcpStream, gone: &mpsc::Sender<()>) -> Option<(
         let path = rest.split(' ').next()?;
         if path == "/waits" {
             let left = lines.next().is_none_or(|line| line.is_err());
-            return left.then(|| gone.send(()).ok())?;
+            return left.then(|| task.gone.send(()).ok())?;
+        }
+        if path == "/events" {
+            // The first event comes when another client has asked for it.
+            stream.write_all(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n").ok()?;
+            task.going.lock().ok()?.recv().ok()?;
+            stream.write_all(b"5\r\nhello\r\n0\r\n\r\n").ok()?;
+            continue;
+        }
+        if path == "/none" {
+            task.go.send(()).ok()?;
         }
         let (parts, closes) = answer_to(path);
         let whole = parts.concat();
@@ -150,6 +170,19 @@ async fn an_answer_is_what_the_task_has_said_and_the_connection_is_kept() {
     assert_eq!([client.answer(true).2, client.answer(true).2, client.answer(true).2], ["hello", "hello", ""]);
     let counts = &ingress.status().await.routes[0].counts;
     assert_eq!((counts.by_class[1], counts.by_class[4], counts.requests()), (13, 0, 13), "{counts:?}");
+}
+
+#[tokio::test]
+async fn the_head_of_a_stream_comes_before_its_first_event() {
+    let (ingress, _) = start("direct-events").await;
+    let (mut client, mut other) = (Kept::connect(ingress.plain()), Kept::connect(ingress.plain()));
+    client.send(&["GET /events"]);
+    assert!(client.head().starts_with("http/1.1 200"));
+    other.send(&["GET /none"]);
+    assert_eq!(other.answer(true).0, 204);
+    let mut rest = [0; 15];
+    client.0.read_exact(&mut rest).expect("an event");
+    assert_eq!(&rest, b"5\r\nhello\r\n0\r\n\r\n");
 }
 
 #[tokio::test]
