@@ -60,11 +60,11 @@ pub(super) async fn run(state: Arc<IngressState>, changed: Arc<Notify>) {
             }
             let (state, connector, running) = (state.clone(), connector.clone(), one.running.clone());
             tokio::spawn(async move {
-                let _running = running;
                 let limit = Duration::from_millis(check.timeout_ms);
                 let asked = tokio::time::timeout(limit, ask(&state, &connector, &route, backend, &check)).await;
                 let passed = matches!(asked, Ok(Ok(200..=399)));
                 route.health.record_check(&route.backends[backend].task_id, passed);
+                drop(running);
             });
         }
         let next = due.values().map(|one| one.at).min();

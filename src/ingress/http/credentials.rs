@@ -149,7 +149,12 @@ mod tests {
         let users = [BasicUser { name: "ann".to_owned(), hash: bcrypt::hash("right", 8).unwrap() }];
         let credentials = Credentials::default();
         let mut shortest = [std::time::Duration::MAX; 2];
-        for round in 0..5 {
+        let alike = |[known, unknown]: [std::time::Duration; 2]| unknown * 3 > known && known * 3 > unknown;
+        // On a busy machine a few rounds say nothing.
+        for round in 0..100 {
+            if round > 5 && alike(shortest) {
+                break;
+            }
             for (name, shortest) in ["ann", "bob"].iter().zip(&mut shortest) {
                 let value = format!("Basic {}", STANDARD.encode(format!("{name}:wrong{round}"))).into_bytes();
                 let began = std::time::Instant::now();
@@ -157,8 +162,7 @@ mod tests {
                 *shortest = (*shortest).min(began.elapsed());
             }
         }
-        let [known, unknown] = shortest;
-        assert!(unknown * 3 > known && known * 3 > unknown, "{known:?} {unknown:?}");
+        assert!(alike(shortest), "{shortest:?}");
     }
 
     #[tokio::test]

@@ -51,8 +51,8 @@ pub(super) fn peer(
     options.custom_l4 = Some(match header {
         None if !upgrade => connector.clone(),
         header => {
-            let upgrade = upgrade.then_some(limit);
-            Arc::new(SpecialConnector { connector: connector.clone(), header: header.unwrap_or_default(), upgrade })
+            let header = header.unwrap_or_default();
+            Arc::new(SpecialConnector { connector: connector.clone(), header, upgrade, limit })
         }
     });
     options.idle_timeout = Some(if upgrade { Duration::ZERO } else { TASK_IDLE });
@@ -85,8 +85,10 @@ pub(super) fn local(socket: &Path) -> Result<Box<HttpPeer>> {
 struct SpecialConnector {
     connector: Arc<MeshConnector>,
     header: Vec<u8>,
-    /// An upgrade is asked for, with so much time for its answer.
-    upgrade: Option<Option<Duration>>,
+    /// An upgrade is asked for.
+    upgrade: bool,
+    /// Time for the answer to that.
+    limit: Option<Duration>,
 }
 
 #[async_trait::async_trait]
@@ -95,9 +97,9 @@ impl Connect for SpecialConnector {
         let to = address.as_inet().ok_or_else(|| Error::explain(ErrorType::ConnectError, "not an address of a task"))?;
         let mut stream = self.connector.open(*to).await?;
         stream.write_all(&self.header).await.or_err(ErrorType::ConnectError, "sending the PROXY header")?;
-        Ok(match self.upgrade {
-            Some(limit) => VirtualSocketStream::new(Box::new(UpgradeStream::new(stream, limit))).into(),
-            None => stream.into(),
-        })
+        if self.upgrade {
+            return Ok(VirtualSocketStream::new(Box::new(UpgradeStream::new(stream, self.limit))).into());
+        }
+        Ok(stream.into())
     }
 }

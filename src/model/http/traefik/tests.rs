@@ -44,7 +44,8 @@ fn a_common_stack_is_read_as_it_is() {
 #[test]
 fn a_rate_limit_has_the_defaults_of_traefik() {
     let of = |options: &[&str]| {
-        let options: String = options.iter().map(|one| format!("traefik.http.middlewares.l.ratelimit.{one}\n")).collect();
+        let options: Vec<String> = options.iter().map(|one| format!("traefik.http.middlewares.l.ratelimit.{one}")).collect();
+        let options = options.join("\n");
         read_lines(&format!("traefik.http.routers.a.rule=Host(`a.b`)\ntraefik.http.routers.a.middlewares=l\n{options}\n{PORT}"))
     };
     let rate = |requests, period_ms, burst| Some(crate::model::http::HttpRate { requests, period_ms, burst });
