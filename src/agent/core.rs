@@ -229,7 +229,13 @@ impl Core {
                 self.list_again.failed(now);
             }
             Event::Changed(id) => self.inspect(id, effects),
-            Event::Session(true) => self.alone_from = None,
+            Event::Session(true) => {
+                self.alone_from = None;
+                // What was reported without a session is sent with it: a manager may replace the task from now on.
+                for record in self.records.values_mut().filter(|record| record.unhealthy_reported.is_some()) {
+                    record.left_to_managers = true;
+                }
+            }
             Event::Session(false) => drop(self.alone_from.get_or_insert(now.plus(ALONE_AFTER))),
             Event::Done(task, number, result) => self.take_done(now, &task, number, result, effects),
             Event::NetworkRemoved(id, result) => match (result, self.local.get_mut(&id)) {
@@ -404,6 +410,13 @@ impl Core {
         let Some((kind, _)) = record.busy.filter(|(_, wanted)| *wanted == number) else { return };
         record.busy = None;
         let mut container = self.containers.get(id).map(|c| c.id.clone());
+        if kind == StepKind::Start
+            && let Some(task) = self.tasks.get(id)
+            && record.restarts.answered(task, result.is_ok(), now)
+        {
+            (record.unhealthy, record.unhealthy_reported) = (false, None);
+            effects.push(Effect::LogLocalRestart(id.clone()));
+        }
         match result {
             Ok(made) => {
                 record.succeeded();
@@ -491,10 +504,8 @@ impl Core {
                         kind == StepKind::Start && self.containers.get(&id).is_some_and(|c| c.state == ContainerState::Exited);
                     let record = self.records.entry(id.clone()).or_default();
                     record.busy = Some((kind, number));
-                    if let Some(task) = self.tasks.get(&id).filter(|_| again) {
-                        (record.unhealthy, record.unhealthy_reported) = (false, None);
-                        record.restarts.begin(task, now);
-                        effects.push(Effect::LogLocalRestart(id.clone()));
+                    if again {
+                        record.restarts.start();
                     }
                     effects.push(Effect::Run(id, number, job));
                 }

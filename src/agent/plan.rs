@@ -320,7 +320,8 @@ impl TaskPlanner<'_> {
             container.error.clone()
         };
         let end = if container.exit_code == 0 && !self.record.unhealthy { TaskState::Complete } else { TaskState::Failed };
-        if self.restart(end) {
+        // One that is being removed cannot be started.
+        if container.state == ContainerState::Exited && self.restart(end) {
             return;
         }
         match (container.exit_code, self.record.unhealthy) {

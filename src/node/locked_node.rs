@@ -42,6 +42,8 @@ impl LockedNode {
             network.reach_managers(managers);
         }
         let context = LoopContext::new(env, &membership.node_id, &network);
+        // Not alone: the other managers replace what ends here, and what this node has reported is dropped.
+        context.has_session.send_replace(true);
         let unless_started = (context.stop().drop_guard(), network.stop_unless_started());
         let running = loops::start(&context, &network)?;
         context.supervisor.once("reports", drop_reports(running, context.stop()));

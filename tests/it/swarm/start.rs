@@ -118,7 +118,7 @@ async fn session_is(host: &Host, begin: &str) {
 }
 
 async fn run_again(host: &Host, containers: &[String], what: &str) {
-    within(30, what, || async {
+    within(60, what, || async {
         let line = "{{.State.Running}}";
         let states = skep::lab::output(host.engine_cli().args(["inspect", "-f", line]).args(containers)).await?;
         anyhow::ensure!(states.lines().all(|state| state == "true"), "{states}{}", host.log_tail());
