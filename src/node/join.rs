@@ -16,7 +16,7 @@ use crate::model::node::NodeDescription;
 use crate::model::{Role, WgKey};
 use crate::protocol::{JoinRefused, JoinReply};
 use crate::rpc::{JoinError, JoinOptions, JoinParts, Joined, JoinerSide, join};
-use crate::trust::{NodeKey, TunnelKey};
+use crate::trust::{JoinToken, NodeKey, TunnelKey};
 use anyhow::Context as _;
 use async_trait::async_trait;
 use std::collections::BTreeSet;
@@ -43,6 +43,15 @@ impl From<ControlError> for FailedAttempt {
 impl Daemon {
     /// Joins through the first of the managers named that answers.
     pub(super) async fn join_cluster(&self, request: SwarmJoinRequest, addresses: ListenAddresses) -> Result<(), ControlError> {
+        let token = request.token.expose();
+        if token.is_empty() {
+            return Err(ControlError::wrong_token());
+        }
+        if token.starts_with("SWMTKN-2-1-") {
+            return Err(ControlError::failed("node is not FIPS-enabled but cluster requires FIPS"));
+        }
+        // Before anything is made for it.
+        token.parse::<JoinToken>().map_err(|_| ControlError::malformed_token())?;
         self.env.forget().map_err(|e| failed(&e))?;
         let managers = resolve_managers(&request.remote_addrs).await?;
         let mut reasons = Vec::new();

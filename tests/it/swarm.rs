@@ -12,6 +12,7 @@ mod dashboard;
 mod doctor;
 mod http;
 mod http_rollouts;
+mod join_words;
 mod life;
 mod logs;
 mod managers;

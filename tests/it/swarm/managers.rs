@@ -3,6 +3,7 @@
 use super::kit::*;
 use skep::http::UnixClient;
 use skep::lab::Host;
+use std::time::Duration;
 
 /// A swarm of three managers.
 pub async fn managers(name: &str) -> Swarm {
@@ -75,6 +76,21 @@ async fn every_manager_serves_the_api_and_a_dead_leader_is_replaced() {
     .await;
     let after: Vec<_> = swarm.running("web", 4).await.iter().map(|task| task["ID"].clone()).collect();
     assert!(before.iter().all(|id| after.contains(id)), "no task was moved: {before:?} {after:?}");
+    // The leader is cut off: packets vanish instead of being refused, and requests on another manager wait all the same.
+    let leader = reachable(&swarm.hosts[0], 3).await;
+    let index = swarm.hosts.iter().position(|host| host.name() == leader).expect("a host");
+    let other = &swarm.hosts[(index + 1) % 3];
+    swarm.lab.cut(&swarm.hosts[index]).await.expect("cut off");
+    let written = tokio::time::timeout(Duration::from_secs(10), other.docker_run("network create -d overlay late")).await;
+    written.expect("in time").expect("a write while packets vanish");
+    within(10, "another leader", || async {
+        let nodes = other.docker_run("node ls --format {{.Hostname}}|{{.ManagerStatus}}").await?;
+        anyhow::ensure!(nodes.contains("|Leader") && !nodes.contains(&format!("{leader}|Leader")), "{nodes}");
+        Ok(())
+    })
+    .await;
+    swarm.lab.heal(&swarm.hosts[index]).await.expect("healed");
+    swarm.ready_on((index + 1) % 3, 3).await;
     swarm.stop().await;
 }
 
