@@ -46,7 +46,7 @@ pub(super) struct IngressState {
 }
 
 /// What is to be done with a request.
-pub(super) enum Admission {
+pub(super) enum RequestDecision {
     /// A task is asked.
     Task,
     Answer(Reply),
@@ -177,7 +177,7 @@ impl IngressState {
         request: &RequestHeader,
         context: &mut RequestContext,
         takes: impl Fn(&Claim) -> bool + Send,
-    ) -> Admission {
+    ) -> RequestDecision {
         let Arrival { client, port, tls } = context.arrival;
         context.requester = forwarded::requester(request, client, &self.limits.load(), tls, asked_host(request), port);
         let id = header(request, "x-request-id").and_then(|id| std::str::from_utf8(id).ok());
@@ -186,12 +186,12 @@ impl IngressState {
         // Before any host, redirect or password: the authority names a port in the host, and follows no redirect to a TLS port
         // that has no certificate yet.
         if let Some(answer) = self.challenges.answer(request.uri.path()) {
-            return Admission::Answer(answer);
+            return RequestDecision::Answer(answer);
         }
         match self.decide(request, context, takes).await {
-            Ok(Some(())) => Admission::Task,
-            Ok(None) => Admission::Other,
-            Err(reply) => Admission::Answer(reply),
+            Ok(Some(())) => RequestDecision::Task,
+            Ok(None) => RequestDecision::Other,
+            Err(reply) => RequestDecision::Answer(reply),
         }
     }
 
