@@ -1,6 +1,6 @@
 //! Where the body of an answer over HTTP/1 ends, and what of the bytes that came belongs to it. Pure.
 
-use super::answer_head::AnswerHead;
+use super::answer_head::TaskAnswerHead;
 use axum::http::header::{CONNECTION, CONTENT_LENGTH, TRANSFER_ENCODING};
 use bytes::{Buf as _, Bytes, BytesMut};
 use pingora::http::Method;
@@ -35,7 +35,7 @@ pub(super) enum BodyPart {
 ///
 /// # Errors
 /// Why the head has no meaning.
-pub(super) fn of(head: &mut AnswerHead, method: &Method) -> Result<(AnswerBody, bool), &'static str> {
+pub(super) fn of(head: &mut TaskAnswerHead, method: &Method) -> Result<(AnswerBody, bool), &'static str> {
     let is_coded = head.has(&TRANSFER_ENCODING);
     let length = if is_coded { None } else { head.length()? };
     if is_coded {
@@ -126,7 +126,7 @@ mod tests {
     use super::*;
     use crate::ingress::http::answer_head;
 
-    fn head(version: &str, status: u16, fields: &[(&str, &str)]) -> AnswerHead {
+    fn head(version: &str, status: u16, fields: &[(&str, &str)]) -> TaskAnswerHead {
         let fields: String = fields.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
         let text = format!("{version} {status} x\r\n{fields}\r\n");
         answer_head::take(&mut BytesMut::from(text.as_str())).unwrap().unwrap()

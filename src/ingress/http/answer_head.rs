@@ -13,7 +13,7 @@ type Span = (usize, usize);
 
 /// A head.
 #[derive(Debug)]
-pub(super) struct AnswerHead {
+pub(super) struct TaskAnswerHead {
     pub status: StatusCode,
     /// It is of HTTP/1.0 or older.
     pub is_old: bool,
@@ -26,7 +26,7 @@ pub(super) struct AnswerHead {
 ///
 /// # Errors
 /// They are no answer.
-pub(super) fn take(bytes: &mut BytesMut) -> Result<Option<AnswerHead>, &'static str> {
+pub(super) fn take(bytes: &mut BytesMut) -> Result<Option<TaskAnswerHead>, &'static str> {
     if bytes.is_empty() {
         return Ok(None);
     }
@@ -37,7 +37,7 @@ pub(super) fn take(bytes: &mut BytesMut) -> Result<Option<AnswerHead>, &'static 
     .map_err(|_| "the answer is not HTTP")
 }
 
-fn parse<const FIELDS: usize>(bytes: &mut BytesMut) -> Result<Option<AnswerHead>, httparse::Error> {
+fn parse<const FIELDS: usize>(bytes: &mut BytesMut) -> Result<Option<TaskAnswerHead>, httparse::Error> {
     let mut fields = [httparse::EMPTY_HEADER; FIELDS];
     let mut parsed = httparse::Response::new(&mut fields);
     let mut parser = httparse::ParserConfig::default();
@@ -51,10 +51,10 @@ fn parse<const FIELDS: usize>(bytes: &mut BytesMut) -> Result<Option<AnswerHead>
     let fields = parsed.headers.iter().map(|field| (span(field.name.as_bytes()), span(field.value))).collect();
     let is_old = parsed.version != Some(1);
     let bytes = bytes.split_to(length).freeze();
-    Ok(Some(AnswerHead { status, is_old, bytes, reason: reason.unwrap_or((0, 0)), fields }))
+    Ok(Some(TaskAnswerHead { status, is_old, bytes, reason: reason.unwrap_or((0, 0)), fields }))
 }
 
-impl AnswerHead {
+impl TaskAnswerHead {
     fn part(&self, (at, length): Span) -> &[u8] {
         &self.bytes[at..at + length]
     }
@@ -144,7 +144,7 @@ impl AnswerHead {
 mod tests {
     use super::*;
 
-    fn written(head: &AnswerHead) -> String {
+    fn written(head: &TaskAnswerHead) -> String {
         let mut out = BytesMut::new();
         head.write(&mut out);
         String::from_utf8(out.to_vec()).unwrap()

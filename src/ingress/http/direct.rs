@@ -2,12 +2,12 @@
 //! HTTP/2 to tasks, compression and caches, cost each of them more processor time than all the rest; here they are carried without,
 //! by the same rules. Everything else is left to pingora.
 
-use super::answer_head::AnswerHead;
+use super::answer_head::TaskAnswerHead;
 use super::context::{RequestContext, RequestEnd};
 use super::plain_client::PlainClient;
 use super::reply::{Reply, failure};
 use super::routes::ServedRoute;
-use super::rules::{Admission, IngressState, answered, broke_off, choose_task, connect_failed, to_client, to_task_bytes};
+use super::rules::{IngressState, RequestDecision, answered, broke_off, choose_task, connect_failed, to_client, to_task_bytes};
 use super::task_connection::{TaskConnection, TaskPool};
 use super::upstream::TASK_IDLE;
 use bytes::Bytes;
@@ -37,7 +37,7 @@ pub(super) enum AnswerTo<'a> {
 
 /// An answer that has begun.
 struct BegunAnswer {
-    head: AnswerHead,
+    head: TaskAnswerHead,
     connection: TaskConnection,
     address: SocketAddr,
 }
@@ -52,7 +52,7 @@ impl AnswerTo<'_> {
     }
 
     /// What comes before the answer proper.
-    async fn informational(&mut self, head: &AnswerHead) -> Result<()> {
+    async fn informational(&mut self, head: &TaskAnswerHead) -> Result<()> {
         match self {
             Self::Plain(client) => {
                 client.head(head, false);
@@ -64,7 +64,7 @@ impl AnswerTo<'_> {
     }
 
     /// The head of an answer of a task.
-    async fn head(&mut self, head: &AnswerHead, has_body: bool, context: &RequestContext) -> Result<()> {
+    async fn head(&mut self, head: &TaskAnswerHead, has_body: bool, context: &RequestContext) -> Result<()> {
         match self {
             // Nothing is changed in it.
             Self::Plain(client) if !changes_answers(context) => {
@@ -139,9 +139,9 @@ impl DirectProxy {
     /// Carries a request.
     pub async fn carry(&self, request: &mut RequestHeader, context: &mut RequestContext, mut to: AnswerTo<'_>) -> Carried {
         let reply = match self.state.admit(request, context, |claim| claim.direct).await {
-            Admission::Other => return Carried::Not,
-            Admission::Task => None,
-            Admission::Answer(reply) => Some(reply),
+            RequestDecision::Other => return Carried::Not,
+            RequestDecision::Task => None,
+            RequestDecision::Answer(reply) => Some(reply),
         };
         // The log shows the request as it came.
         let logged = self.state.is_logged().then(|| request.clone());
@@ -267,7 +267,7 @@ async fn asked(
     method: &Method,
     limit: Option<Duration>,
     to: &mut AnswerTo<'_>,
-) -> Result<AnswerHead> {
+) -> Result<TaskAnswerHead> {
     connection.send(head).await?;
     loop {
         let head = tokio::select! {

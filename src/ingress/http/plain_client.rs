@@ -1,6 +1,6 @@
 //! A client over HTTP/1 whose requests are carried directly: reads heads, writes answers.
 
-use super::answer_head::AnswerHead;
+use super::answer_head::TaskAnswerHead;
 use super::plain_head::{self, Beginning};
 use super::rules::STALLED;
 use axum::http::header::{CONNECTION, CONTENT_LENGTH, DATE, TRANSFER_ENCODING};
@@ -82,7 +82,7 @@ impl PlainClient {
     }
 
     /// The head of an answer, which is sent with what follows. `has_body`: parts of a body will, until the last.
-    pub fn head(&mut self, head: &AnswerHead, has_body: bool) {
+    pub fn head(&mut self, head: &TaskAnswerHead, has_body: bool) {
         head.write(&mut self.out);
         if head.status.is_informational() {
             self.out.put_slice(b"\r\n");

@@ -42,9 +42,6 @@ pub(super) fn is_plain(request: &RequestHeader) -> bool {
         && !OTHERS.iter().any(|other| request.headers.contains_key(*other))
 }
 
-/// Where a part of the head is.
-type Span = (usize, usize);
-
 /// Takes the head of a request from the bytes, if it is a plain one.
 pub(super) fn take(bytes: &mut BytesMut) -> Beginning {
     let mut fields = [httparse::EMPTY_HEADER; FIELDS];
@@ -64,7 +61,7 @@ pub(super) fn take(bytes: &mut BytesMut) -> Beginning {
     };
     let start = bytes.as_ptr().addr();
     let span = |part: &[u8]| (part.as_ptr().addr() - start, part.len());
-    let (mut spans, mut count): ([(Span, Span); FIELDS], usize) = ([((0, 0), (0, 0)); FIELDS], 0);
+    let (mut spans, mut count): ([[(usize, usize); 2]; FIELDS], usize) = ([[(0, 0); 2]; FIELDS], 0);
     let (mut hosts, mut keep, mut connections) = (0, true, 0);
     for field in parsed.headers.iter() {
         if field.name.eq_ignore_ascii_case("connection") {
@@ -80,7 +77,7 @@ pub(super) fn take(bytes: &mut BytesMut) -> Beginning {
             return Beginning::Other;
         }
         hosts += usize::from(field.name.eq_ignore_ascii_case("host"));
-        spans[count] = (span(field.name.as_bytes()), span(field.value));
+        spans[count] = [span(field.name.as_bytes()), span(field.value)];
         count += 1;
     }
     if hosts != 1 || connections > 1 {
@@ -88,11 +85,11 @@ pub(super) fn take(bytes: &mut BytesMut) -> Beginning {
     }
     // Names and values are parts of the bytes, not copies; nothing is taken before it is known that all of them are usable.
     let is_value = |byte: &u8| *byte == b'\t' || matches!(byte, b' '..=b'~');
-    if !spans[..count].iter().all(|(_, (at, length))| bytes[*at..at + length].iter().all(is_value)) {
+    if !spans[..count].iter().all(|[_, (at, length)]| bytes[*at..at + length].iter().all(is_value)) {
         return Beginning::Other;
     }
     let head = bytes.split_to(length).freeze();
-    for ((name, name_length), (value, value_length)) in &spans[..count] {
+    for [(name, name_length), (value, value_length)] in &spans[..count] {
         let name = head.slice(*name..name + name_length);
         let value = head.slice(*value..value + value_length);
         let added = axum::http::HeaderValue::from_maybe_shared(value).map(|value| request.append_header(name, value));

@@ -6,7 +6,8 @@ use super::proxy_header::ConnectionEnds;
 use super::reply::failure;
 use super::request_copy::RequestCopy;
 use super::rules::{
-    Admission, IngressState, STALLED, announced, asked_host, broke_off, choose_task, connect_failed, header, to_client, to_task,
+    IngressState, RequestDecision, STALLED, announced, asked_host, broke_off, choose_task, connect_failed, header, to_client,
+    to_task,
 };
 use super::{compression, path, upstream};
 use async_trait::async_trait;
@@ -80,7 +81,9 @@ impl ProxyHttp for IngressProxy {
             port: ends.map_or(0, |(_, to)| to.port()),
             tls: session.digest().is_some_and(|digest| digest.ssl_digest.is_some()),
         };
-        let Admission::Answer(reply) = self.0.admit(session.req_header(), context, |_| true).await else { return Ok(false) };
+        let RequestDecision::Answer(reply) = self.0.admit(session.req_header(), context, |_| true).await else {
+            return Ok(false);
+        };
         if matches!(reply.status, 400 | 431) {
             // What follows on the connection may not be a request.
             session.set_keepalive(None);

@@ -51,7 +51,7 @@ pub(super) struct IngressState {
 }
 
 /// What is to be done with a request.
-pub(super) enum Admission {
+pub(super) enum RequestDecision {
     /// A task is asked.
     Task,
     Answer(Reply),
@@ -187,7 +187,7 @@ impl IngressState {
         request: &RequestHeader,
         context: &mut RequestContext,
         takes: impl Fn(&Claim) -> bool + Send,
-    ) -> Admission {
+    ) -> RequestDecision {
         let Arrival { client, port, tls } = context.arrival;
         context.requester = forwarded::requester(request, client, &self.limits.load(), tls, asked_host(request), port);
         let id = header(request, "x-request-id").and_then(|id| std::str::from_utf8(id).ok());
@@ -198,12 +198,12 @@ impl IngressState {
         if let Some(answer) = self.challenges.answer(request.uri.path())
             && guard::refuse(request).is_none()
         {
-            return Admission::Answer(answer);
+            return RequestDecision::Answer(answer);
         }
         match self.decide(request, context, takes).await {
-            Ok(Some(())) => Admission::Task,
-            Ok(None) => Admission::Other,
-            Err(reply) => Admission::Answer(reply),
+            Ok(Some(())) => RequestDecision::Task,
+            Ok(None) => RequestDecision::Other,
+            Err(reply) => RequestDecision::Answer(reply),
         }
     }
 

@@ -1,7 +1,7 @@
 //! A connection to a task over HTTP/1, for one request at a time, and those that wait for their next one.
 
 use super::answer_body::{self, AnswerBody, BodyPart};
-use super::answer_head::{self, AnswerHead};
+use super::answer_head::{self, TaskAnswerHead};
 use crate::model::TaskId;
 use crate::sync::lock;
 use bytes::{Bytes, BytesMut};
@@ -51,7 +51,7 @@ impl TaskConnection {
     ///
     /// # Errors
     /// The task has closed the connection, is silent, or speaks something else.
-    pub async fn head(&mut self, method: &Method, limit: Option<Duration>) -> Result<AnswerHead> {
+    pub async fn head(&mut self, method: &Method, limit: Option<Duration>) -> Result<TaskAnswerHead> {
         loop {
             let invalid = |why| Error::explain(ErrorType::InvalidHTTPHeader, why).into_up();
             if let Some(mut head) = answer_head::take(&mut self.bytes).map_err(invalid)? {
