@@ -150,6 +150,9 @@ struct Pool<Net, Address> {
     auxiliary: BTreeMap<String, Address>,
 }
 
+type PoolV4 = Pool<Ipv4Net, Ipv4Addr>;
+type PoolV6 = Pool<Ipv6Net, Ipv6Addr>;
+
 impl<Net, Address> Default for Pool<Net, Address> {
     fn default() -> Self {
         Self { subnet: None, gateway: None, range: None, auxiliary: BTreeMap::new() }
@@ -161,8 +164,8 @@ fn refused(text: &str) -> ApiError {
 }
 
 /// The subnets of both families.
-fn pools(posted: &Value, enable_ipv6: bool) -> Result<(Vec<Pool<Ipv4Net, Ipv4Addr>>, Pool<Ipv6Net, Ipv6Addr>)> {
-    let (mut pools, mut pool6) = (Vec::<Pool<Ipv4Net, Ipv4Addr>>::new(), Pool::default());
+fn pools(posted: &Value, enable_ipv6: bool) -> Result<(Vec<PoolV4>, PoolV6)> {
+    let (mut pools, mut pool6) = (Vec::<PoolV4>::new(), PoolV6::default());
     for config in posted["IPAM"]["Config"].as_array().into_iter().flatten() {
         match subnet(config)? {
             None => {}
@@ -190,7 +193,7 @@ fn pools(posted: &Value, enable_ipv6: bool) -> Result<(Vec<Pool<Ipv4Net, Ipv4Add
 }
 
 /// Subnet, gateway, range and auxiliary addresses, in Docker's words where they are refused.
-fn pool_v4(subnet: Ipv4Net, config: &Value) -> Result<Pool<Ipv4Net, Ipv4Addr>> {
+fn pool_v4(subnet: Ipv4Net, config: &Value) -> Result<PoolV4> {
     let range = match posted_range(IpNet::V4(subnet), config)? {
         Some(IpNet::V4(range)) => Some(range),
         _ => None,
@@ -205,7 +208,7 @@ fn pool_v4(subnet: Ipv4Net, config: &Value) -> Result<Pool<Ipv4Net, Ipv4Addr>> {
 }
 
 /// As [`pool_v4`].
-fn pool_v6(subnet: Ipv6Net, config: &Value) -> Result<Pool<Ipv6Net, Ipv6Addr>> {
+fn pool_v6(subnet: Ipv6Net, config: &Value) -> Result<PoolV6> {
     let first = subnet.addr();
     if first.is_multicast() || first.is_unicast_link_local() || first.segments()[..3] == [0; 3] {
         return Err(refused(&format!("invalid subnet {subnet}: its addresses cannot be those of hosts on a network")));

@@ -70,13 +70,13 @@ pub(super) fn allocate(store: &Store, freed: impl Fn(&Ipv4Net) -> Freed, freed6:
         let is_used = |net: &Ipv4Net| in_use.iter().any(|other| overlap(net, other));
         let is_requested = |net: &Ipv4Net| requested.iter().any(|other| overlap(net, other));
         let asked: Vec<Ipv4Net> = network.spec.subnets.iter().map(Ipv4Net::trunc).collect();
-        let subnets = if !asked.is_empty() {
-            Some(asked).filter(|asked| !asked.iter().any(is_used))
-        } else {
+        let subnets = if asked.is_empty() {
             let is_taken = |net: &Ipv4Net| is_used(net) || is_requested(net);
             let drawn = first_free(cluster, |net| is_taken(net) || freed(net) != Freed::Known)
                 .or_else(|| first_free(cluster, |net| is_taken(net) || freed(net) == Freed::Awaited));
             drawn.map(|net| vec![net])
+        } else {
+            Some(asked).filter(|asked| !asked.iter().any(is_used))
         };
         if let Some(subnets) = subnets
             && let Ok(v6) = all6.take(cluster, network, &subnets, &freed6)
