@@ -69,8 +69,8 @@ pub async fn accept_each<L: Listener>(
     }
 }
 
-/// Of a connection, or of the listener whose connections are to have it. Has the kernel ask the other end for a sign of life after `idle` without a byte, and end the connection if there is none within as
-/// long again: a host that lost power closes nothing.
+/// Has the kernel ask the other end for a sign of life after `idle` without a byte, then in each quarter of that, and end the
+/// connection after four times without an answer: a host that lost power closes nothing. Of a listener: for its connections.
 ///
 /// # Errors
 /// The kernel refuses the option.

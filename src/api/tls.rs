@@ -83,7 +83,7 @@ where
                 match shaken {
                     Ok(Ok(stream)) => match slots.try_acquire() {
                         Ok(_slot) => connection(Box::new(stream)).await,
-                        Err(_) => refusals.refused(from, SERVER, format_args!("there are {CONNECTIONS} clients already")),
+                        Err(_) => tracing::warn!(%from, "{SERVER} has {CONNECTIONS} clients already: closed a connection"),
                     },
                     Ok(Err(error)) => refusals.refused(from, SERVER, error),
                     Err(_) => refusals.refused(from, SERVER, "no TLS handshake in time"),

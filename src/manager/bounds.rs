@@ -1,6 +1,7 @@
 //! Bounds on what a node may make the store keep: its reports are cut, and say so. Pure.
 
 use crate::model::id::ID_LEN;
+use crate::model::mesh::DEFAULT_PORT;
 use crate::model::node::NodeDescription;
 use crate::model::{ContainerAttachment, ListeningPort, NodeId, TaskStatus};
 use crate::store::Store;
@@ -86,19 +87,22 @@ pub fn endpoint_check(store: &Store, endpoint: SocketAddr) -> Result<(), String>
 #[must_use]
 pub fn endpoints(store: &Store, node: &NodeId, mut endpoints: Vec<SocketAddr>) -> Vec<SocketAddr> {
     endpoints.truncate(ENDPOINTS);
-    endpoints.retain(|endpoint| match endpoint_check(store, *endpoint) {
-        Ok(()) => true,
-        Err(error) => {
-            tracing::warn!(%node, error, "left out");
-            false
-        }
-    });
+    endpoints.retain(|endpoint| may_be_at(store, node, *endpoint));
     endpoints
+}
+
+fn may_be_at(store: &Store, node: &NodeId, endpoint: SocketAddr) -> bool {
+    let checked = endpoint_check(store, endpoint);
+    if let Err(error) = &checked {
+        tracing::warn!(%node, error, "left out");
+    }
+    checked.is_ok()
 }
 
 /// A node's description, bounded: engine labels, plugins and generic resources that do not fit are left out, and a label names their number.
 #[must_use]
-pub fn description(mut description: NodeDescription) -> NodeDescription {
+pub fn description(store: &Store, node: &NodeId, mut description: NodeDescription) -> NodeDescription {
+    description.advertised = description.advertised.filter(|ip| may_be_at(store, node, SocketAddr::new(*ip, DEFAULT_PORT)));
     let NodeDescription { hostname, architecture, os, engine_version, issuer, .. } = &mut description;
     for name in [hostname, architecture, os, engine_version, issuer] {
         cut(name, NAME);
@@ -227,12 +231,12 @@ mod tests {
         let mut large = NodeDescription { hostname: "n".repeat(9_000_000), ..NodeDescription::default() };
         large.plugins = vec![("Network".to_owned(), "skep".to_owned())];
         large.engine_labels = [("big".to_owned(), "x".repeat(9_000_000)), ("zone".to_owned(), "a".to_owned())].into();
-        let bounded = description(large);
+        let bounded = description(&Store::default(), &"n1".into(), large);
         assert!(bounded.hostname.len() <= NAME);
         assert_eq!(bounded.plugins.len(), 1);
         assert_eq!(bounded.engine_labels["zone"], "a");
         assert!(bounded.engine_labels[CUT_LABEL].starts_with("1 labels"), "{:?}", bounded.engine_labels);
         let small = NodeDescription { hostname: "w1".to_owned(), ..NodeDescription::default() };
-        assert_eq!(description(small.clone()), small);
+        assert_eq!(description(&Store::default(), &"n1".into(), small.clone()), small);
     }
 }

@@ -96,7 +96,7 @@ impl Inbox {
 fn node_hello(store: &Store, node: &NodeId, message: ToManager) -> Option<NodeHello> {
     let ToManager::Hello { description, endpoints, have, .. } = message else { return None };
     let endpoints = bounds::endpoints(store, node, endpoints);
-    Some(NodeHello { description: bounds::description(description), endpoints, have })
+    Some(NodeHello { description: bounds::description(store, node, description), endpoints, have })
 }
 
 #[cfg(test)]

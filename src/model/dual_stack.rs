@@ -1,4 +1,4 @@
-//! The two subnets of a dual-stack network. A host has the same number in both: the IPv6 address of a task, of a virtual address
+//! A subnet of IPv4 and the part of its network's IPv6 subnet that belongs to it. A host has the same number in both: the IPv6 address of a task, of a virtual address
 //! and of the default gateway follows from the IPv4 address. So one allocation and one quarantine serve both families, no address
 //! is given twice in either, and a socket hook translates by changing the last 32 bits. Pure arithmetic.
 

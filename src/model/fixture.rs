@@ -93,6 +93,7 @@ pub fn peer(number: u8) -> Peer {
         subnet: Ipv6Net::new_assert([a, b, c, number.into(), 0, 0, 0, 0].into(), 64),
         ingress_addr: Ipv4Addr::new(10, 0, 0, 1 + number),
         endpoints: Vec::new(),
+        advertised: None,
         containers: Vec::new(),
         raft_id: None,
         attached_tasks: None,

@@ -19,7 +19,7 @@ use super::{
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 
 /// A point in the cluster's history. A node refuses a view that is older than the one that it has.
@@ -218,6 +218,9 @@ pub struct Peer {
     pub ingress_addr: Ipv4Addr,
     /// UDP addresses at which its tunnel may be reachable, most likely first.
     pub endpoints: Vec<SocketAddr>,
+    /// The address that it advertises, if its tunnel has another one. (Views of older managers do not say.)
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub advertised: Option<IpAddr>,
     /// Addresses of its tasks on all networks, sorted.
     pub containers: Vec<Ipv4Addr>,
     /// Tasks that have these addresses; one may have several. (Views of older managers do not say.)
@@ -233,6 +236,11 @@ pub struct Peer {
 }
 
 impl Peer {
+    /// Where it is reached outside of the mesh.
+    #[must_use]
+    pub fn outer_address(&self) -> Option<IpAddr> {
+        self.advertised.or_else(|| Some(self.endpoints.first()?.ip()))
+    }
     /// Its mesh address, on which raft and sessions listen.
     #[must_use]
     pub fn address(&self) -> Ipv6Addr {

@@ -45,6 +45,13 @@ impl ListenAddresses {
         problems
     }
 
+    /// Of a node whose tunnel has an address of its own and that was told none to advertise: this one, from which it reaches a manager. The
+    /// tunnel's address would be taken for it otherwise.
+    pub(super) fn advertised_at_least(self, seen: impl FnOnce() -> Option<IpAddr>) -> Self {
+        let advertise = if self.data_path.is_some() { self.advertise.or_else(seen) } else { self.advertise };
+        Self { advertise, ..self }
+    }
+
     /// The advertised address, if the tunnel has another one.
     pub(super) fn advertised_apart(&self) -> Option<IpAddr> {
         self.advertise.filter(|_| self.data_path.is_some())

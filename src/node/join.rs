@@ -20,7 +20,7 @@ use crate::trust::{JoinToken, NodeKey, TunnelKey};
 use anyhow::Context as _;
 use async_trait::async_trait;
 use std::collections::BTreeSet;
-use std::net::{Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -82,6 +82,7 @@ impl Daemon {
         addresses: &ListenAddresses,
     ) -> Result<Member, FailedAttempt> {
         let env = &self.env;
+        let addresses = &addresses.clone().advertised_at_least(|| source_to(remote));
         let node_key = NodeKey::generate().map_err(|e| failed(&e.into()))?;
         env.tunnel_key().map_err(|e| failed(&e))?;
         let private = crate::datapath::tunnel::private_key(&env.state_dir.tunnel_key()).map_err(|e| failed(&e))?;
@@ -121,6 +122,15 @@ fn others_may_help(error: &JoinError) -> bool {
         JoinError::Refused(refused) => matches!(refused, JoinRefused::Unavailable(_)),
         _ => false,
     }
+}
+
+/// The address of this host from which it sends to another one.
+fn source_to(remote: SocketAddr) -> Option<IpAddr> {
+    let any: IpAddr = if remote.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+    let socket = std::net::UdpSocket::bind((any, 0)).ok()?;
+    // Sends nothing.
+    socket.connect(remote).ok()?;
+    Some(socket.local_addr().ok()?.ip())
 }
 
 /// Resolves the managers' host names or addresses, in this order; the port is optional. A name that does not resolve matters only if none

@@ -105,6 +105,7 @@ impl Keyring {
     /// # Errors
     /// [`UnlockError`].
     pub(super) fn unlock(&self, unlock: &UnlockKey, owner: KeyOwner) -> Result<(), UnlockError> {
+        let _writing = lock(&self.writing);
         let document = FILE.load::<KeyDocument>(&self.path).map_err(UnlockError::Damaged)?;
         let missing = || UnlockError::Damaged(anyhow::anyhow!("{} is missing", self.path.display()));
         let lock = Lock { unlock: unlock.clone(), owner };
@@ -137,6 +138,7 @@ impl Keyring {
 
     /// Of a membership that has ended: nothing is sealed any more. The file is removed with the others.
     pub(super) fn forget(&self) {
+        let _writing = lock(&self.writing);
         *write(&self.keys) = Keys::None;
     }
 
@@ -251,11 +253,12 @@ impl Keyring {
     /// # Errors
     /// The file cannot be removed.
     pub(super) fn remove(&self) -> anyhow::Result<()> {
+        let _writing = lock(&self.writing);
         let path = &self.path;
         let removed = ignore_missing(std::fs::remove_file(path));
         let synced = removed.and_then(|()| path.parent().map_or(Ok(()), |dir| std::fs::File::open(dir)?.sync_all()));
         synced.with_context(|| format!("cannot remove {}", path.display()))?;
-        self.forget();
+        *write(&self.keys) = Keys::None;
         Ok(())
     }
 

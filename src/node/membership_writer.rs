@@ -42,6 +42,7 @@ pub(super) fn view_of_managers(membership: &MembershipFile, key: WgKey) -> Optio
         subnet: membership.subnet,
         ingress_addr: membership.ingress_addr,
         endpoints: Vec::new(),
+        advertised: None,
         containers: Vec::new(),
         attached_tasks: None,
         ebpf: false,

@@ -103,8 +103,7 @@ impl RemovalWatch {
 fn managers(view: Option<&NodeView>, me: &NodeId) -> Vec<(NodeId, SocketAddr)> {
     let nodes = view.into_iter().flat_map(|view| view.cluster.nodes.iter());
     let others = nodes.filter(|node| node.manager && node.node_id != *me);
-    let address = |endpoint: &SocketAddr| SocketAddr::new(endpoint.ip(), DEFAULT_PORT);
-    others.filter_map(|node| Some((node.node_id.clone(), address(node.endpoints.first()?)))).collect()
+    others.filter_map(|node| Some((node.node_id.clone(), SocketAddr::new(node.outer_address()?, DEFAULT_PORT)))).collect()
 }
 
 /// Managers that have not yet said that the node was removed, and must.

@@ -74,7 +74,9 @@ struct ConnectionContext {
     revoked_joins: Mutex<FailedJoins>,
     /// Of all sessions.
     documents: Arc<SharedDocuments>,
-    refusals: Refusals,
+    /// Of connections that did not come to a handshake, and of those that did.
+    unheard: Refusals,
+    refused: Refusals,
 }
 
 impl Server {
@@ -111,7 +113,8 @@ impl Server {
             refused_joins,
             revoked_joins,
             documents: Arc::default(),
-            refusals: Refusals::default(),
+            unheard: Refusals::default(),
+            refused: Refusals::default(),
         };
         Ok(Self { context: Arc::new(context) })
     }
@@ -144,7 +147,7 @@ async fn connection(
         ListenerKind::Mesh => &context.mesh,
     };
     let Some(permit) = limiter.acquire(from.ip()) else {
-        return context.refusals.refused(from, SERVER, "too many unauthenticated connections");
+        return context.unheard.refused(from, SERVER, "too many unauthenticated connections");
     };
     let _ = stream.set_nodelay(true);
     let tls = context.tls.current();
@@ -155,9 +158,9 @@ async fn connection(
     let stream = match handshake {
         Ok(Ok(stream)) => stream,
         Ok(Err(error)) => {
-            return context.refusals.refused(from, SERVER, format_args!("it does not speak skep's protocol: {error}"));
+            return context.unheard.refused(from, SERVER, format_args!("it does not speak skep's protocol: {error}"));
         }
-        Err(_) => return context.refusals.refused(from, SERVER, "no TLS handshake in time"),
+        Err(_) => return context.unheard.refused(from, SERVER, "no TLS handshake in time"),
     };
     let outcome = match (stream.get_ref().1.alpn_protocol(), kind) {
         (Some(tls::JOIN), ListenerKind::Outer) => {
@@ -190,7 +193,7 @@ async fn connection(
     };
     if let Err(error) = outcome {
         match kind {
-            ListenerKind::Outer => context.refusals.refused(from, SERVER, format_args!("{error:#}")),
+            ListenerKind::Outer => context.refused.refused(from, SERVER, format_args!("{error:#}")),
             ListenerKind::Mesh => tracing::info!(%from, error = format!("{error:#}"), "closed a connection"),
         }
     }

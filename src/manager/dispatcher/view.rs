@@ -175,6 +175,7 @@ pub(super) fn peer<'a>(node: &Node, tasks: impl Iterator<Item = &'a Task>) -> Pe
         subnet: node.mesh.subnet,
         ingress_addr: node.mesh.ingress_addr,
         endpoints: node.mesh.endpoints.clone(),
+        advertised: node.description.advertised,
         containers,
         attached_tasks: u32::try_from(attached.len()).ok(),
         ebpf: node.description.ebpf_datapath,

@@ -42,6 +42,7 @@ impl<'a> TaskNeeds<'a> {
         let placement = spec.placement.as_ref();
         let max_replicas = placement.map_or(0, |placement| placement.max_replicas);
         let (labels, apart) = services.of(&task.service_id);
+        let networks = || task.attachments.iter().filter_map(|attachment| store.network(&attachment.network_id));
         let id_of = |name: &String| store.service_named(name).map(|service| service.id.clone());
         Self {
             service: &task.service_id,
@@ -54,7 +55,7 @@ impl<'a> TaskNeeds<'a> {
             host_ports: fixed_host_ports(task).collect(),
             on_network: !task.attachments.is_empty(),
             plugins: plugins_of(spec),
-            newer: spec.newer_field_of_nodes().is_some(),
+            newer: spec.newer_field_of_nodes().is_some() || networks().any(|network| network.spec.newer_field().is_some()),
             max_replicas: (max_replicas > 0).then(|| usize::try_from(max_replicas).unwrap_or(usize::MAX)),
             binpack: labels.binpack,
             prefer_image: labels.prefer_image,

@@ -306,7 +306,7 @@ async fn swarm_with_a_network_for_tunnels() -> Swarm {
     let [manager, worker] = &swarm.hosts[..] else { panic!("two hosts") };
     manager.docker_run("swarm init --advertise-addr 192.0.2.1 --data-path-addr 198.51.100.1").await.expect("init");
     let token = worker_token(manager).await;
-    let join = "swarm join --availability drain --advertise-addr 192.0.2.2 --data-path-addr 198.51.100.2";
+    let join = "swarm join --availability drain --data-path-addr 198.51.100.2";
     worker.docker_run(&format!("{join} --token {token} 192.0.2.1:2377")).await.expect("join");
     swarm.ready(2).await;
     let node = get(manager, "/nodes/n2").await;
