@@ -36,6 +36,11 @@ pub(super) enum BodyPart {
 /// # Errors
 /// Why the head has no meaning.
 pub(super) fn of(head: &mut TaskAnswerHead, method: &Method) -> Result<(AnswerBody, bool), &'static str> {
+    let codings = || head.all(&TRANSFER_ENCODING).flat_map(|value| value.split(|byte| *byte == b',')).map(<[u8]>::trim_ascii);
+    if codings().all(|coding| coding.eq_ignore_ascii_case(b"identity")) {
+        // Says nothing.
+        head.remove(&TRANSFER_ENCODING);
+    }
     let is_coded = head.has(&TRANSFER_ENCODING);
     let length = if is_coded { None } else { head.length()? };
     if is_coded {
@@ -44,9 +49,12 @@ pub(super) fn of(head: &mut TaskAnswerHead, method: &Method) -> Result<(AnswerBo
     let body = if *method == Method::HEAD || matches!(head.status.as_u16(), 100..=199 | 204 | 304) {
         AnswerBody::Ended
     } else if is_coded {
+        // It is passed on with this field, in chunks.
         let last = head.all(&TRANSFER_ENCODING).next_back().and_then(|codings| codings.rsplit(|byte| *byte == b',').next());
-        let is_chunked = last.is_some_and(|coding| coding.trim_ascii().eq_ignore_ascii_case(b"chunked"));
-        if is_chunked { AnswerBody::Size } else { AnswerBody::Connection }
+        if !last.is_some_and(|coding| coding.trim_ascii().eq_ignore_ascii_case(b"chunked")) {
+            return Err("the answer has a transfer coding that is not chunked at last");
+        }
+        AnswerBody::Size
     } else {
         match length {
             Some(0) => AnswerBody::Ended,
@@ -144,7 +152,7 @@ mod tests {
             (new, 200, &[("content-length", "0")], kept(AnswerBody::Ended)),
             (new, 200, &[("transfer-encoding", "chunked"), ("content-length", "5")], kept(AnswerBody::Size)),
             (new, 200, &[("transfer-encoding", "gzip, Chunked")], kept(AnswerBody::Size)),
-            (new, 200, &[("transfer-encoding", "chunked, gzip")], closed(AnswerBody::Connection)),
+            (new, 200, &[("transfer-encoding", "identity"), ("content-length", "5")], kept(AnswerBody::Length(5))),
             (new, 200, &[], closed(AnswerBody::Connection)),
             (old, 200, &[("content-length", "5")], closed(AnswerBody::Length(5))),
             (old, 200, &[("content-length", "5"), ("connection", "keep-alive")], kept(AnswerBody::Length(5))),
@@ -155,6 +163,9 @@ mod tests {
             assert_eq!(of(&mut head(version, status, fields), &Method::GET), expected, "{status} {fields:?}");
         }
         assert_eq!(of(&mut head(new, 200, &[("content-length", "5")]), &Method::HEAD), kept(AnswerBody::Ended));
+        for codings in ["chunked, gzip", "gzip", "identity, gzip", "chunked, identity", "x"] {
+            assert!(of(&mut head(new, 200, &[("transfer-encoding", codings)]), &Method::GET).is_err(), "{codings}");
+        }
         for length in ["", "x", "+5", "5, 6", "5,", "99999999999999999999"] {
             assert!(of(&mut head(new, 200, &[("content-length", length)]), &Method::GET).is_err(), "{length}");
         }

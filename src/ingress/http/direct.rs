@@ -22,6 +22,9 @@ use std::time::Duration;
 /// Connections to a task that wait for their next request.
 const POOL: usize = 512;
 
+/// Smaller parts of a body are copied where they wait to be sent: as slices they keep what was read with them.
+const SLICED: usize = 16 << 10;
+
 /// What carries requests.
 pub(super) struct DirectProxy {
     state: Arc<IngressState>,
@@ -101,7 +104,10 @@ impl AnswerTo<'_> {
     async fn part(&mut self, part: Bytes, is_last: bool) -> Result<()> {
         match self {
             Self::Plain(client) => client.part(&part, is_last).await,
-            Self::Stream(session) => session.write_response_body(part, is_last).await.map_err(Error::into_down),
+            Self::Stream(session) => {
+                let part = if part.len() <= SLICED { Bytes::copy_from_slice(&part) } else { part };
+                session.write_response_body(part, is_last).await.map_err(Error::into_down)
+            }
         }
     }
 
@@ -129,6 +135,11 @@ impl DirectProxy {
     /// Connections are closed with their next answer.
     pub fn is_draining(&self) -> bool {
         self.state.draining.load(Ordering::Relaxed)
+    }
+
+    /// Connections to tasks wait no more.
+    pub fn close(&self) {
+        self.pool.close();
     }
 
     /// Closes what has waited too long; called once a second or so.
@@ -191,6 +202,9 @@ impl DirectProxy {
         let bytes = to_task_bytes(request, context, &route)?;
         let limit = route.route.timeout_ms.map(Duration::from_millis);
         let mut answer = self.begun(request, &bytes, &route, context, to, limit).await?;
+        if let (AnswerTo::Plain(client), true) = (&mut *to, self.is_draining()) {
+            client.keep = false;
+        }
         let connection = &mut answer.connection;
         let has_body = !connection.has_ended();
         to.head(&answer.head, has_body, context).await?;
@@ -252,7 +266,7 @@ impl DirectProxy {
             let is_upstream = *error.esource() == ErrorSource::Upstream;
             let is_closed = matches!(error.etype(), ErrorType::WriteError | ErrorType::ReadError | ErrorType::ConnectionClosed)
                 && is_upstream;
-            let may_repeat = broke_off(context, request, connection.reused || !is_upstream);
+            let may_repeat = broke_off(context, request, !is_upstream || (connection.reused && is_closed));
             if !(may_repeat && connection.reused && is_closed) {
                 return Err(error.more_context(format!("task at {address}")));
             }
@@ -268,7 +282,11 @@ async fn asked(
     limit: Option<Duration>,
     to: &mut AnswerTo<'_>,
 ) -> Result<TaskAnswerHead> {
-    connection.send(head).await?;
+    tokio::select! {
+        biased;
+        sent = connection.send(head, limit) => sent?,
+        () = to.gone() => return Err(client_gone()),
+    }
     loop {
         let head = tokio::select! {
             biased;

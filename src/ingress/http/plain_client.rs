@@ -56,6 +56,12 @@ impl PlainClient {
     /// Waits for the head of a request; `None` if the client is gone. `began` is called when a part of it has come.
     pub async fn request(&mut self, began: impl Fn()) -> Option<Beginning> {
         (self.status, self.sent) = (0, 0);
+        for buffer in [&mut self.bytes, &mut self.out] {
+            // A client that waits keeps no large one.
+            if buffer.is_empty() && buffer.capacity() > 2 * HEAD_BYTES {
+                *buffer = BytesMut::new();
+            }
+        }
         loop {
             if !self.bytes.is_empty() {
                 match plain_head::take(&mut self.bytes) {
@@ -70,7 +76,8 @@ impl PlainClient {
         }
     }
 
-    /// Returns once the client is gone. What it sends meanwhile is its next request.
+    /// Returns once the client is gone. What it sends meanwhile is its next request; one that is too far ahead could leave unseen, and
+    /// counts as gone.
     pub async fn gone(&mut self) {
         while self.bytes.len() < MOST_AHEAD {
             self.bytes.reserve(HEAD_BYTES);
@@ -78,7 +85,6 @@ impl PlainClient {
                 return;
             }
         }
-        std::future::pending().await
     }
 
     /// The head of an answer, which is sent with what follows. `has_body`: parts of a body will, until the last.
@@ -162,14 +168,13 @@ impl PlainClient {
     /// # Errors
     /// The client is gone, or takes nothing.
     pub async fn flush(&mut self) -> Result<()> {
-        let (stream, out) = (&mut self.stream, &mut self.out);
+        // What was sent in part is never sent again.
+        let (stream, out) = (&mut self.stream, self.out.split());
         within(STALLED, async {
-            stream.write_all(out).await?;
+            stream.write_all(&out).await?;
             stream.flush().await
         })
-        .await?;
-        self.out.clear();
-        Ok(())
+        .await
     }
 
     /// Ends the connection, with a word if the client knows one for it.

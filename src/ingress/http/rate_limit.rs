@@ -35,7 +35,7 @@ impl RateLimit {
         let mut book = lock(&self.0);
         let before = book.recent.get(&client).or_else(|| book.older.get(&client)).copied();
         let after = next(before.unwrap_or(0), rate, now)?;
-        if book.recent.len() >= MOST_CLIENTS {
+        if book.recent.len() >= MOST_CLIENTS && !book.recent.contains_key(&client) {
             book.older = std::mem::take(&mut book.recent);
         }
         book.recent.insert(client, after);
@@ -47,7 +47,8 @@ impl RateLimit {
 fn next(before: u64, rate: HttpRate, now: u64) -> Result<u64, Duration> {
     let each = (rate.period_ms.saturating_mul(1_000_000) / u64::from(rate.requests.max(1))).max(1);
     let ahead = each.saturating_mul(u64::from(rate.burst.saturating_sub(1)));
-    let before = before.max(now);
+    // The rate may have been another one before.
+    let before = before.clamp(now, now.saturating_add(ahead).saturating_add(each));
     match (before - now).checked_sub(ahead) {
         Some(wait @ 1..) => Err(Duration::from_nanos(wait)),
         _ => Ok(before.saturating_add(each)),
@@ -83,6 +84,7 @@ mod tests {
         let minute = HttpRate { requests: 1, period_ms: 60_000, burst: 1 };
         assert_eq!(admitted(&limit, 4, minute, SECOND), 1);
         assert_eq!(limit.admit(client(4), minute, 31 * SECOND), Err(Duration::from_secs(30)));
+        assert_eq!(limit.admit(client(4), rate, 31 * SECOND), Err(Duration::from_millis(100)), "the label was changed");
     }
 
     #[test]

@@ -120,7 +120,11 @@ pub(super) fn failure(error: &Error, route: Option<&ServedRoute>) -> Option<Repl
         (ErrorType::ReadError, ErrorSource::Upstream, _) if is_late(error) => Reply::new(504, LATE),
         (ErrorType::ReadTimedout, ErrorSource::Upstream, _) => Reply::new(504, LATE),
         (_, ErrorSource::Upstream, _) => Reply::new(502, "the task ended the connection without an answer"),
-        (ErrorType::WriteError | ErrorType::ReadError | ErrorType::ConnectionClosed, ErrorSource::Downstream, _) => return None,
+        (
+            ErrorType::WriteError | ErrorType::WriteTimedout | ErrorType::ReadError | ErrorType::ConnectionClosed,
+            ErrorSource::Downstream,
+            _,
+        ) => return None,
         (_, ErrorSource::Downstream, _) => Reply::new(400, "the request is not readable"),
         _ => Reply::new(500, "the request cannot be served"),
     };

@@ -105,10 +105,10 @@ pub(super) fn connect_failed(context: &mut RequestContext) -> bool {
     again
 }
 
-/// The connection to a task ended without an answer. Whether the request may be sent again: once at most, as it may be what ends its tasks, and
-/// only if a connection of the pool was used that the task has closed meanwhile, which is no failure of the task.
-pub(super) fn broke_off(context: &mut RequestContext, request: &RequestHeader, reused: bool) -> bool {
-    if !reused {
+/// The connection to a task ended without an answer. Whether the request may be sent again: once at most, as it may be what ends its
+/// tasks. `is_blameless`: it is no failure of the task, which may close a connection that waits.
+pub(super) fn broke_off(context: &mut RequestContext, request: &RequestHeader, is_blameless: bool) -> bool {
+    if !is_blameless {
         context.record(false);
     }
     request.method.is_idempotent() && !std::mem::replace(&mut context.repeated, true)
@@ -252,6 +252,10 @@ impl IngressState {
         }
         if let Some(text) = &route.route.maintenance {
             return Err(Reply::new(503, text.as_str()).with("retry-after", "60"));
+        }
+        // Labels say so too; this is where it counts.
+        if route.route.dashboard && (route.route.auth.is_empty() || !context.requester.tls) {
+            return Err(Reply::new(403, "this page is shown over TLS and with a password alone"));
         }
         if let Some((rate, client)) = route.route.rate.zip(client)
             && let Err(wait) = route.load.rate.admit(client, rate, self.age_ns())

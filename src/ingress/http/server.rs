@@ -195,6 +195,7 @@ impl HttpServer {
     /// Accepts no more.
     pub fn close(&self) {
         self.state.draining.store(true, Ordering::Relaxed);
+        self.app.direct.close();
         lock(&self.listeners).close();
     }
 

@@ -10,6 +10,7 @@ use pingora::{Error, ErrorType, OrErr as _, Result};
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
@@ -38,13 +39,14 @@ impl TaskConnection {
         Self { stream, bytes: BytesMut::new(), body: AnswerBody::Ended, kept: false, reused: false }
     }
 
-    /// Sends the head of a request.
+    /// Sends the head of a request, within `limit`.
     ///
     /// # Errors
     /// The task has closed the connection.
-    pub async fn send(&mut self, head: &[u8]) -> Result<()> {
+    pub async fn send(&mut self, head: &[u8], limit: Option<Duration>) -> Result<()> {
         self.kept = false;
-        self.stream.write_all(head).await.or_err(ErrorType::WriteError, "sending the request").map_err(Error::into_up)
+        let sent = within(limit, ErrorType::WriteTimedout, self.stream.write_all(head)).await?;
+        sent.or_err(ErrorType::WriteError, "sending the request").map_err(Error::into_up)
     }
 
     /// Reads the head of an answer, `limit` for each part of it. It may be one of several: see its status.
@@ -112,14 +114,7 @@ impl TaskConnection {
 
     async fn read(&mut self, most: usize, limit: Option<Duration>) -> Result<usize> {
         self.bytes.reserve(most);
-        let read = self.stream.read_buf(&mut self.bytes);
-        let read = match limit {
-            None => read.await,
-            Some(limit) => {
-                let read = tokio::time::timeout(limit, read).await;
-                read.or_err(ErrorType::ReadTimedout, "reading the answer").map_err(Error::into_up)?
-            }
-        };
+        let read = within(limit, ErrorType::ReadTimedout, self.stream.read_buf(&mut self.bytes)).await?;
         read.or_err(ErrorType::ReadError, "reading the answer").map_err(Error::into_up)
     }
 
@@ -134,6 +129,13 @@ impl TaskConnection {
     }
 }
 
+async fn within<T>(limit: Option<Duration>, late: ErrorType, work: impl Future<Output = T>) -> Result<T> {
+    match limit {
+        None => Ok(work.await),
+        Some(limit) => tokio::time::timeout(limit, work).await.or_err(late, "the task is silent").map_err(Error::into_up),
+    }
+}
+
 /// Connections that wait, by task: an address may be another task's later.
 #[derive(Debug)]
 pub(super) struct TaskPool {
@@ -142,11 +144,13 @@ pub(super) struct TaskPool {
     most: usize,
     /// Time that they wait at most.
     idle: Duration,
+    /// None waits any more.
+    closed: AtomicBool,
 }
 
 impl TaskPool {
     pub fn new(most: usize, idle: Duration) -> Self {
-        Self { waiting: Mutex::default(), most, idle }
+        Self { waiting: Mutex::default(), most, idle, closed: AtomicBool::new(false) }
     }
 
     /// The one that was used last, if it is still of use.
@@ -167,7 +171,7 @@ impl TaskPool {
 
     /// Keeps a connection, if it can be used again.
     pub fn give(&self, task: &TaskId, address: SocketAddr, mut connection: TaskConnection) {
-        if connection.is_reusable() {
+        if connection.is_reusable() && !self.closed.load(Ordering::Relaxed) {
             if connection.bytes.capacity() > HEAD_BYTES {
                 connection.bytes = BytesMut::new();
             }
@@ -177,6 +181,12 @@ impl TaskPool {
                 of_task.push((Instant::now(), connection));
             }
         }
+    }
+
+    /// Closes those that wait: a task that is to end may wait for its idle connections. From now on none is kept.
+    pub fn close(&self) {
+        self.closed.store(true, Ordering::Relaxed);
+        lock(&self.waiting).clear();
     }
 
     /// Closes those that have waited too long; called once a second or so.
@@ -234,6 +244,12 @@ mod tests {
             pool.give(&task, address, connection);
             assert!(pool.take(&task, address).is_none(), "{}", String::from_utf8_lossy(wire));
         }
+        let (connection, _end) = answered(b"HTTP/1.1 204 No Content\r\n\r\n").await;
+        pool.give(&task, address, connection);
+        pool.close();
+        let (late, _end) = answered(b"HTTP/1.1 204 No Content\r\n\r\n").await;
+        pool.give(&task, address, late);
+        assert!(lock(&pool.waiting).is_empty());
         let old = TaskPool::new(1, Duration::ZERO);
         let (connection, _end) = answered(b"HTTP/1.1 204 No Content\r\n\r\n").await;
         old.give(&task, address, connection);

@@ -115,6 +115,9 @@ pub(super) fn contradiction(route: &HttpRoute) -> Option<&'static str> {
             "dashboard: the page shows the whole cluster: name who may see it, as skep.http.auth=ann:HASH of `htpasswd -nB ann`",
         );
     }
+    if route.dashboard && route.redirect != Some(HttpRedirect::Https) {
+        return Some("dashboard: its clients are redirected to https, whatever skep.http.redirect says: leave that label out");
+    }
     if route.dashboard && route.prefix != "/" {
         return Some("dashboard: the page has a host of its own, without a path");
     }
