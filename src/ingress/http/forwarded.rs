@@ -143,9 +143,12 @@ pub(super) fn request_id() -> String {
     id
 }
 
-fn hex(number: u128, digits: u32, out: &mut String) {
-    let digit = |at: u32| b"0123456789abcdef"[(number >> (4 * at)) as usize & 15];
-    out.extend((0..digits).rev().map(|at| char::from(digit(at))));
+/// The last digits of a number.
+fn hex(number: u128, digits: usize, out: &mut String) {
+    let bytes = number.to_be_bytes();
+    let digit = |at: usize| if at.is_multiple_of(2) { bytes[at / 2] >> 4 } else { bytes[at / 2] & 15 };
+    let text: [u8; 32] = std::array::from_fn(|at| b"0123456789abcdef"[usize::from(digit(at))]);
+    out.push_str(std::str::from_utf8(&text[32 - digits..]).unwrap_or_default());
 }
 
 /// What is said of the client, field by field.
