@@ -45,7 +45,7 @@ impl ListenAddresses {
         problems
     }
 
-    /// Of a node whose tunnel has an address of its own and that was told none to advertise: this one, from which it reaches a manager. The
+    /// Of a node whose tunnel has an address of its own and that was given none to advertise: this one, from which it reaches a manager. The
     /// tunnel's address would be taken for it otherwise.
     pub(super) fn advertised_at_least(self, seen: impl FnOnce() -> Option<IpAddr>) -> Self {
         let advertise = if self.data_path.is_some() { self.advertise.or_else(seen) } else { self.advertise };
