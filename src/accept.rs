@@ -3,7 +3,7 @@
 mod limiter;
 mod refusals;
 
-pub use limiter::{ConnectionLimiter, Permit, source};
+pub use limiter::{ConnectionLimiter, Permit, client_key};
 pub use refusals::Refusals;
 
 use socket2::{SockRef, TcpKeepalive};

@@ -28,7 +28,7 @@ impl ConnectionLimiter {
 
     /// A permit for one more connection from this address; `None` when a bound is reached.
     pub fn acquire(&self, from: IpAddr) -> Option<Permit> {
-        let source = source(from);
+        let source = client_key(from);
         let mut counts = lock(&self.counts);
         if counts.values().sum::<usize>() >= self.in_all || counts.get(&source).is_some_and(|n| *n >= self.per_source) {
             return None;
@@ -50,8 +50,8 @@ impl Drop for Permit {
     }
 }
 
-/// The address that is counted: an IPv6 host has a whole /64, so that is one source.
-pub fn source(address: IpAddr) -> IpAddr {
+/// What counts as one client: an IPv4 address, or the /64 that an IPv6 host has to itself.
+pub fn client_key(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V6(v6) => IpAddr::V6(Ipv6Addr::from_bits(v6.to_bits() >> 64 << 64)),
         v4 @ IpAddr::V4(_) => v4,

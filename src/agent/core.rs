@@ -410,12 +410,8 @@ impl Core {
         let Some((kind, _)) = record.busy.filter(|(_, wanted)| *wanted == number) else { return };
         record.busy = None;
         let mut container = self.containers.get(id).map(|c| c.id.clone());
-        if kind == StepKind::Start
-            && let Some(task) = self.tasks.get(id)
-            && record.restarts.answered(task, result.is_ok(), now)
-        {
-            (record.unhealthy, record.unhealthy_reported) = (false, None);
-            effects.push(Effect::LogLocalRestart(id.clone()));
+        if let Some(task) = self.tasks.get(id).filter(|_| kind == StepKind::Start) {
+            record.restarts.answered(task, result.is_ok(), now);
         }
         match result {
             Ok(made) => {
@@ -505,7 +501,9 @@ impl Core {
                     let record = self.records.entry(id.clone()).or_default();
                     record.busy = Some((kind, number));
                     if again {
+                        (record.unhealthy, record.unhealthy_reported) = (false, None);
                         record.restarts.start();
+                        effects.push(Effect::LogLocalRestart(id.clone()));
                     }
                     effects.push(Effect::Run(id, number, job));
                 }

@@ -69,14 +69,12 @@ impl LocalRestarts {
         self.starting = true;
     }
 
-    /// The engine has answered a request to start the container. Whether it was one to start it again, and was carried out; an attempt
-    /// is used up then.
-    pub fn answered(&mut self, task: &Task, is_done: bool, now: Timestamp) -> bool {
-        let is_again = std::mem::take(&mut self.starting) && is_done;
-        if is_again {
+    /// The engine has answered a request to start the container. One that was carried out, and was to start it again, uses up an
+    /// attempt.
+    pub fn answered(&mut self, task: &Task, is_done: bool, now: Timestamp) {
+        if std::mem::take(&mut self.starting) && is_done {
             self.begin(task, now);
         }
-        is_again
     }
 
     fn begin(&mut self, task: &Task, now: Timestamp) {
@@ -120,7 +118,7 @@ mod tests {
             restarts.seen(false, now);
             let Some(next) = restarts.next(task, end, Some(at(0)), now) else { break };
             restarts.start();
-            assert!(restarts.answered(task, true, next));
+            restarts.answered(task, true, next);
             starts.push(next.since(at(100)).as_secs().cast_signed());
             restarts.seen(true, next);
             now = next.plus(Duration::from_secs(runs.cast_unsigned()));
@@ -188,9 +186,11 @@ mod tests {
             restarts.seen(false, at(100));
             assert!(restarts.next(&task, TaskState::Failed, Some(at(0)), at(100)).is_some());
             restarts.start();
-            assert_eq!(restarts.answered(&task, is_done, at(110)), is_done);
-            assert!(!restarts.answered(&task, true, at(110)), "another call");
+            restarts.answered(&task, is_done, at(110));
         }
+        assert_eq!(restarts.count, 1);
+        restarts.answered(&task, true, at(110));
+        assert_eq!(restarts.count, 1, "another call");
         restarts.seen(false, at(120));
         assert_eq!(restarts.next(&task, TaskState::Failed, Some(at(0)), at(120)), None);
     }

@@ -192,13 +192,11 @@ mod tests {
     fn an_endpoint_to_which_no_node_can_send_is_refused_by_its_name() {
         let mut store = Store::default();
         let network = crate::model::Network {
-            id: "n1".into(),
-            meta: crate::model::Meta::default(),
-            spec: crate::model::NetworkSpec { name: "back".to_owned(), ..crate::model::NetworkSpec::default() },
             subnet: Some("10.0.1.0/24".parse().unwrap()),
-            further: Vec::new(),
-            subnet6: None,
-            removing: false,
+            ..crate::model::Network::new(
+                "n1".into(),
+                crate::model::NetworkSpec { name: "back".to_owned(), ..crate::model::NetworkSpec::default() },
+            )
         };
         let created = vec![crate::store::Action::create(network)];
         store.apply(1, &crate::store::Transaction::new(crate::model::Timestamp(1), created)).unwrap();

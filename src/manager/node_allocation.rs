@@ -120,13 +120,8 @@ pub fn admit(store: &Store, joining: JoiningNode) -> Result<(Node, Vec<Action>),
 pub fn bootstrap(cluster: Cluster, ingress_id: NetworkId, first: JoiningNode) -> Result<Vec<Action>, NodeAllocationError> {
     let subnet = first_free(&cluster, |_| false).ok_or(NodeAllocationError::PoolTooSmall(cluster.subnet_size))?;
     let network = Network {
-        id: ingress_id,
-        meta: Meta::default(),
-        spec: NetworkSpec { name: INGRESS.to_owned(), ingress: true, ..NetworkSpec::default() },
         subnet: Some(subnet),
-        further: Vec::new(),
-        subnet6: None,
-        removing: false,
+        ..Network::new(ingress_id, NetworkSpec { name: INGRESS.to_owned(), ingress: true, ..NetworkSpec::default() })
     };
     let ingress_addr = AddressBook::new(&Store::default())
         .take(&network.id, subnet, &mut QuarantinedAddresses::default())

@@ -31,6 +31,12 @@ pub struct Network {
 }
 
 impl Network {
+    /// Without subnets yet.
+    #[must_use]
+    pub fn new(id: NetworkId, spec: NetworkSpec) -> Self {
+        Self { id, meta: Meta::default(), spec, subnet: None, further: Vec::new(), subnet6: None, removing: false }
+    }
+
     /// Its IPv4 subnets; none before they are assigned.
     #[must_use]
     pub fn subnets(&self) -> Vec<Ipv4Net> {

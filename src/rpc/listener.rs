@@ -207,7 +207,7 @@ async fn serve_join(
     from: SocketAddr,
     shutdown: &CancellationToken,
 ) -> anyhow::Result<()> {
-    let source = accept::source(from.ip());
+    let source = accept::client_key(from.ip());
     let may_join = |joins: &Mutex<FailedJoins>| lock(joins).may_join(source, context.clock.now());
     if let Err(wait) = may_join(&context.revoked_joins) {
         let text = format!("too many nodes from this address were admitted in vain: try again in {} s", wait.as_secs() + 1);

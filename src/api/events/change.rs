@@ -158,15 +158,7 @@ mod tests {
 
     fn network(name: &str) -> Network {
         let spec = NetworkSpec { name: name.to_owned(), ..NetworkSpec::default() };
-        Network {
-            id: name.into(),
-            meta: Meta::default(),
-            spec,
-            subnet: None,
-            further: Vec::new(),
-            subnet6: None,
-            removing: false,
-        }
+        Network::new(name.into(), spec)
     }
 
     fn service(name: &str, replicas: u64, image: &str) -> Service {

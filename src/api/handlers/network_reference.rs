@@ -88,15 +88,7 @@ mod tests {
         let mut store = Store::default();
         let create = |(id, name): &(&str, &str)| {
             let spec = NetworkSpec { name: (*name).to_owned(), ..NetworkSpec::default() };
-            Action::create(Network {
-                id: NetworkId::from(*id),
-                meta: Meta::default(),
-                spec,
-                subnet: None,
-                further: Vec::new(),
-                subnet6: None,
-                removing: false,
-            })
+            Action::create(Network::new(NetworkId::from(*id), spec))
         };
         let transaction = Transaction::new(Timestamp::default(), networks.iter().map(create).collect());
         store.apply(1, &transaction).expect("valid");

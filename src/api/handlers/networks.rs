@@ -196,15 +196,7 @@ pub async fn create(request: &ApiRequest) -> Result<Response> {
     }
     let id = NetworkId::draw(&mut rand::rng());
     let warning = validate::network_warning(&spec, lookup::networks(&store), store.nodes().count());
-    let network = Network {
-        id: id.clone(),
-        meta: Meta::default(),
-        spec,
-        subnet: None,
-        further: Vec::new(),
-        subnet6: None,
-        removing: false,
-    };
+    let network = Network::new(id.clone(), spec);
     handle.write(request.api.clock.now(), vec![Action::create(network)]).await?;
     json(StatusCode::CREATED, &json!({ "Id": id, "Warning": warning }))
 }

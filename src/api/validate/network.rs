@@ -472,15 +472,7 @@ mod tests {
     fn a_subnet_that_is_taken_or_too_small_is_a_warning() {
         let network = |name: &str, subnet: &str| {
             let spec = NetworkSpec { name: name.to_owned(), ..NetworkSpec::default() };
-            Network {
-                id: name.into(),
-                meta: Meta::default(),
-                spec,
-                subnet: Some(subnet.parse().unwrap()),
-                further: Vec::new(),
-                subnet6: None,
-                removing: false,
-            }
+            Network { subnet: Some(subnet.parse().unwrap()), ..Network::new(name.into(), spec) }
         };
         let others = [network("ingress", "10.0.0.0/24"), network("lan", "192.168.8.0/21")];
         let warning = |subnet: &str, nodes| {

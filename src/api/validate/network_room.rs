@@ -70,15 +70,7 @@ mod tests {
     fn a_network_that_is_too_small_is_named_with_what_is_missing() {
         let spec_of = NetworkSpec { name: "tiny".to_owned(), ..NetworkSpec::default() };
         let subnet = Some("192.168.9.0/29".parse().unwrap());
-        let tiny = Network {
-            id: "tiny".into(),
-            meta: Meta::default(),
-            spec: spec_of,
-            subnet,
-            further: Vec::new(),
-            subnet6: None,
-            removing: false,
-        };
+        let tiny = Network { subnet, ..Network::new("tiny".into(), spec_of) };
         let mut store = Store::default();
         let other = fixture::service("other", spec(1));
         store.apply(1, &Transaction::new(Timestamp(1), vec![Action::create(tiny), Action::create(other)])).unwrap();

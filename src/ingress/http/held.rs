@@ -1,6 +1,6 @@
 //! How much of something each client holds now: connections, requests in flight.
 
-use super::limits::client_key;
+use crate::accept::client_key;
 use crate::sync::lock;
 use std::collections::HashMap;
 use std::net::IpAddr;

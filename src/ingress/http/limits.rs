@@ -2,7 +2,7 @@
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::IpAddr;
 use std::time::Duration;
 
 /// What a client may use, and who is no client but a proxy in front.
@@ -53,22 +53,5 @@ impl HttpLimits {
     }
     pub(super) fn trusts(&self, peer: IpAddr) -> bool {
         self.trusted_proxies.iter().any(|net| net.contains(&peer))
-    }
-}
-
-/// What counts as one client: an IPv4 address, or the /64 that an IPv6 host has to itself.
-pub(super) fn client_key(address: IpAddr) -> IpAddr {
-    match address.to_canonical() {
-        IpAddr::V6(v6) => Ipv6Addr::from(u128::from(v6) >> 64 << 64).into(),
-        v4 @ IpAddr::V4(_) => v4,
-    }
-}
-
-#[test]
-fn a_client_is_an_address_or_a_subnet() {
-    for (address, key) in
-        [("192.0.2.1", "192.0.2.1"), ("::ffff:192.0.2.1", "192.0.2.1"), ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::")]
-    {
-        assert_eq!(client_key(address.parse().unwrap()), key.parse::<IpAddr>().unwrap());
     }
 }

@@ -3,7 +3,7 @@
 //! Of a client one number is kept: when the requests that it has made would all have been made if it had kept to the rate (the
 //! generic cell rate algorithm). One that is in the past says the same as none.
 
-use super::limits::client_key;
+use crate::accept::client_key;
 use crate::model::http::HttpRate;
 use crate::sync::lock;
 use std::collections::HashMap;

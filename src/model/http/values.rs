@@ -29,6 +29,9 @@ pub(super) fn add_header(list: &mut BTreeMap<String, String>, name: &str, value:
     if !is_token(&name) || OWN_HEADERS.contains(&name.as_str()) {
         return Err(format!("a header that can be set, which {name:?} is not"));
     }
+    if name == "host" && value.is_empty() {
+        return Err("a value: HTTP/1.1 has no request without a host".to_owned());
+    }
     if !value.bytes().all(|byte| byte == b'\t' || (b' '..=b'~').contains(&byte)) {
         return Err("printable ASCII; empty to remove the header".to_owned());
     }

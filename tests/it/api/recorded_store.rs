@@ -75,13 +75,11 @@ pub fn node(id: &str, hostname: &str, role: Role) -> Node {
 /// A network of that cluster.
 pub fn network(id: &str, name: &str, subnet: Option<&str>) -> Network {
     Network {
-        id: NetworkId::from(id),
-        meta: Meta::default(),
-        spec: NetworkSpec { name: name.to_owned(), ingress: name == "ingress", ..NetworkSpec::default() },
         subnet: subnet.map(|s| s.parse().unwrap()),
-        further: Vec::new(),
-        subnet6: None,
-        removing: false,
+        ..Network::new(
+            NetworkId::from(id),
+            NetworkSpec { name: name.to_owned(), ingress: name == "ingress", ..NetworkSpec::default() },
+        )
     }
 }
 

@@ -78,15 +78,7 @@ pub fn ready_nodes(cluster: Cluster, nodes: usize, change: impl Fn(&mut Node)) -
 
 pub fn network(id: &str, subnet: Option<&str>) -> Network {
     let subnets = subnet.iter().map(|s| s.parse().unwrap()).collect();
-    Network {
-        id: id.into(),
-        meta: Meta::default(),
-        spec: NetworkSpec { name: id.to_owned(), subnets, ..NetworkSpec::default() },
-        subnet: None,
-        further: Vec::new(),
-        subnet6: None,
-        removing: false,
-    }
+    Network::new(id.into(), NetworkSpec { name: id.to_owned(), subnets, ..NetworkSpec::default() })
 }
 
 pub fn service(name: &str, replicas: u64, ports: &[(u16, u16)], networks: &[&str]) -> Service {

@@ -145,15 +145,7 @@ impl Managers {
 
 fn network(id: &str) -> Action {
     let spec = NetworkSpec { name: id.to_owned(), ..NetworkSpec::default() };
-    Action::create(Network {
-        id: NetworkId::from(id),
-        meta: Meta::default(),
-        spec,
-        subnet: None,
-        further: Vec::new(),
-        subnet6: None,
-        removing: false,
-    })
+    Action::create(Network::new(NetworkId::from(id), spec))
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -26,15 +26,7 @@ async fn stop(raft: Raft<ApplyOutcome>, shutdown: CancellationToken) {
 
 fn network(id: &str, name: &str) -> Action {
     let spec = NetworkSpec { name: name.to_owned(), ..NetworkSpec::default() };
-    Action::create(Network {
-        id: NetworkId::from(id),
-        meta: Meta::default(),
-        spec,
-        subnet: None,
-        further: Vec::new(),
-        subnet6: None,
-        removing: false,
-    })
+    Action::create(Network::new(NetworkId::from(id), spec))
 }
 
 #[tokio::test]
