@@ -80,7 +80,7 @@ fn named(local: &[LocalName], passes: impl Fn(&LocalName) -> bool) -> Vec<String
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{Meta, NetworkId, NetworkSpec, Timestamp};
+    use crate::model::{NetworkId, NetworkSpec, Timestamp};
     use crate::store::{Action, Transaction};
 
     /// A store with these networks, as (id, name).

@@ -12,7 +12,7 @@ use crate::api::query::Filters;
 use crate::api::schema::NETWORK;
 use crate::api::{lookup, validate};
 use crate::model::docker::DRIVER;
-use crate::model::{Meta, Network, NetworkId, PredefinedNetwork};
+use crate::model::{Network, NetworkId, PredefinedNetwork};
 use crate::store::{Action, Condition, Kind, ProposeError, Store, StoreError, StoreHandle, Transaction};
 use axum::response::{IntoResponse as _, Response};
 use hyper::StatusCode;

@@ -334,7 +334,6 @@ pub fn ingress_network<'a>(spec: &NetworkSpec, mut existing: impl Iterator<Item 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::Meta;
 
     fn posted(config: &Value) -> Value {
         json!({ "Name": "back", "Driver": "overlay", "IPAM": { "Config": [config] } })

@@ -54,7 +54,7 @@ mod tests {
     use super::*;
     use crate::model::service::{Replicated, ServiceMode};
     use crate::model::task::NetworkAttachmentConfig;
-    use crate::model::{Meta, NetworkSpec, TaskSpec, Timestamp, fixture};
+    use crate::model::{NetworkSpec, TaskSpec, Timestamp, fixture};
     use crate::store::{Action, Transaction};
 
     fn spec(replicas: u64) -> ServiceSpec {

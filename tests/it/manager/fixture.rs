@@ -9,7 +9,7 @@ use skep::model::node::NodeDescription;
 use skep::model::service::{EndpointSpec, Global, Replicated, ReplicatedJob, ServiceMode, UpdateConfig};
 use skep::model::task::{ContainerSpec, NetworkAttachmentConfig, RestartPolicy};
 use skep::model::{
-    Availability, Cluster, JobStatus, Meta, Nanos, Network, Node, NodeId, NodeState, PortConfig, Role, Service, ServiceSpec,
+    Availability, Cluster, JobStatus, Nanos, Network, Node, NodeId, NodeState, PortConfig, Role, Service, ServiceSpec,
     SpecChange, TaskSpec, Timestamp, fixture,
 };
 use skep::store::{Action, FieldUpdate, Store, Transaction};

@@ -7,7 +7,7 @@ use skep::manager::new_cluster::{self, GreetingVerdict, ManagerGreeting, Survivo
 use skep::manager::replica::{self, Replica, StartedReplica};
 use skep::manager::{Forward, Proposer};
 use skep::model::network::{Network, NetworkSpec};
-use skep::model::{Meta, NetworkId, Timestamp};
+use skep::model::{NetworkId, Timestamp};
 use skep::raft::{MembershipChange, RaftConfig, Transport, join};
 use skep::store::{Action, ProposeError, StoreError, StoreHandle, Transaction};
 use std::collections::BTreeMap;

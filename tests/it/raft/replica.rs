@@ -5,7 +5,7 @@ use super::fixture::{NoForward, NoTransport, TempDir, config};
 use skep::manager::ApplyOutcome;
 use skep::manager::replica::Replica;
 use skep::model::network::{Network, NetworkSpec};
-use skep::model::{Cluster, Meta, NetworkId, Role, Timestamp};
+use skep::model::{Cluster, NetworkId, Role, Timestamp};
 use skep::raft::{Raft, RaftConfig, RaftError};
 use skep::store::{Action, Condition, FEATURE_LEVELS, FieldUpdate, Kind, ProposeError, StoreError, StoreHandle, Transaction};
 use std::path::Path;
