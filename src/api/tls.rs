@@ -81,10 +81,13 @@ where
                 let shaken = tokio::time::timeout(HANDSHAKE, acceptor.accept(stream)).await;
                 drop(permit);
                 match shaken {
-                    Ok(Ok(stream)) => match slots.try_acquire() {
-                        Ok(_slot) => connection(Box::new(stream)).await,
-                        Err(_) => tracing::warn!(%from, "{SERVER} has {CONNECTIONS} clients already: closed a connection"),
-                    },
+                    Ok(Ok(stream)) => {
+                        if let Ok(_slot) = slots.try_acquire() {
+                            connection(Box::new(stream)).await;
+                        } else {
+                            tracing::warn!(%from, "{SERVER} has {CONNECTIONS} clients already: closed a connection");
+                        }
+                    }
                     Ok(Err(error)) => refusals.refused(from, SERVER, error),
                     Err(_) => refusals.refused(from, SERVER, "no TLS handshake in time"),
                 }

@@ -135,7 +135,7 @@ mod tests {
     use crate::ingress::http::answer_head;
 
     fn head(version: &str, status: u16, fields: &[(&str, &str)]) -> TaskAnswerHead {
-        let fields: String = fields.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
+        let fields = fields.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect::<Vec<_>>().concat();
         let text = format!("{version} {status} x\r\n{fields}\r\n");
         answer_head::take(&mut BytesMut::from(text.as_str())).unwrap().unwrap()
     }

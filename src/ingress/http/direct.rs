@@ -315,6 +315,7 @@ fn changes_answers(context: &RequestContext) -> bool {
     context.route.as_ref().is_some_and(changes)
 }
 
+#[expect(clippy::unnecessary_box_returns, reason = "as all errors of pingora are")]
 fn client_gone() -> Box<Error> {
     Error::explain(ErrorType::ConnectionClosed, "the client is gone").into_down()
 }

@@ -26,6 +26,7 @@ const OTHERS: [&str; 11] = [
 ];
 
 /// What the bytes of a connection begin with.
+#[expect(clippy::large_enum_variant, reason = "there is one for each request, and most are the large one")]
 pub(super) enum Beginning {
     /// More bytes are needed to say.
     Incomplete,

@@ -136,10 +136,13 @@ async fn within<T>(limit: Option<Duration>, late: ErrorType, work: impl Future<O
     }
 }
 
+/// With the time since when each waits, the oldest first.
+type WaitingConnections = HashMap<(TaskId, SocketAddr), Vec<(Instant, TaskConnection)>>;
+
 /// Connections that wait, by task: an address may be another task's later.
 #[derive(Debug)]
 pub(super) struct TaskPool {
-    waiting: Mutex<HashMap<(TaskId, SocketAddr), Vec<(Instant, TaskConnection)>>>,
+    waiting: Mutex<WaitingConnections>,
     /// Of each task.
     most: usize,
     /// Time that they wait at most.

@@ -11,7 +11,7 @@ use rand::{Rng as _, SeedableRng as _};
 use serde_json::{Map, Value, json};
 use skep::api::control::Membership;
 use skep::model::{Cluster, ClusterConfig, ClusterSecret, Network, Node, Service, Task};
-use skep::store::{Store, StoreObject, changed};
+use skep::store::{Store, StoreHandle, StoreObject, changed};
 use std::time::Duration;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::UnixStream;
@@ -218,7 +218,7 @@ async fn run(seed: u64, exchanges: &[Value]) -> Vec<String> {
     for number in 0..REQUESTS {
         let request = alter(exchanges.choose(&mut rng).unwrap(), &mut rng);
         let store = node.store.lock().unwrap().clone();
-        let before = store.as_ref().map(|store| store.read());
+        let before = store.as_ref().map(StoreHandle::read);
         let answer = send(&fixture, &request).await;
         let mut is_wrong = |why: &str| {
             let body = String::from_utf8_lossy(&request.body);
@@ -250,6 +250,7 @@ async fn run(seed: u64, exchanges: &[Value]) -> Vec<String> {
 }
 
 #[tokio::test]
+#[expect(clippy::disallowed_methods, reason = "an option of the soak")]
 async fn changed_requests_are_answered_and_what_is_refused_writes_nothing() {
     let all = ["manager", "payloads"].into_iter().flat_map(recordings).flat_map(|(_, exchanges)| exchanges);
     // These answer as long as something happens.
