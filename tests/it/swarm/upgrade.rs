@@ -109,16 +109,28 @@ async fn nodes_are_upgraded_one_at_a_time_and_back_and_nothing_is_lost() {
     swarm.stop().await;
 }
 
+/// A swarm of one manager, and a host with this program that has not joined.
+async fn manager_and_host(name: &str, manager: &Path, other: &Path) -> Swarm {
+    let mut swarm = hosts_of(name, 2, SETTINGS, manager).await;
+    swarm.hosts[1].stop_daemon(false).await.expect("stopped");
+    start_as(&mut swarm.hosts[1], other).await;
+    init(&swarm.hosts[0]).await;
+    swarm
+}
+
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs a build of the release before: make test-upgrade"]
 async fn a_node_joins_a_manager_of_the_other_build() {
     let previous = previous();
     let current = Path::new(SKEP);
-    for (name, manager, worker) in [("jo", current, previous.as_path()), ("jn", previous.as_path(), current)] {
-        let mut swarm = hosts_of(name, 2, SETTINGS, manager).await;
-        swarm.hosts[1].stop_daemon(false).await.expect("stopped");
-        start_as(&mut swarm.hosts[1], worker).await;
-        init(&swarm.hosts[0]).await;
+    for (name, worker) in [("jo", previous.as_path()), ("jn", current)] {
+        let mut swarm = manager_and_host(name, &previous, worker).await;
+        if worker == previous {
+            // Its manager is upgraded first; the swarm is still one that the release before can be in.
+            swarm.hosts[0].stop_daemon(false).await.expect("stopped");
+            start_as(&mut swarm.hosts[0], current).await;
+            in_session(&swarm.hosts[0]).await;
+        }
         let token = worker_token(&swarm.hosts[0]).await;
         ok(&join(&swarm.hosts[1], swarm.hosts[0].address(), &token).await);
         swarm.ready(2).await;
@@ -128,6 +140,16 @@ async fn a_node_joins_a_manager_of_the_other_build() {
         within(30, "the port to answer", || ask(from, to)).await;
         swarm.stop().await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs a build of the release before: make test-upgrade"]
+async fn a_joiner_that_cannot_prove_its_key_is_refused_by_a_swarm_that_this_build_has_made() {
+    let swarm = manager_and_host("jk", Path::new(SKEP), &previous()).await;
+    let token = worker_token(&swarm.hosts[0]).await;
+    let refused = join(&swarm.hosts[1], swarm.hosts[0].address(), &token).await;
+    assert!(said(&refused).contains("install the same version of skep on both and join again"), "{}", said(&refused));
+    swarm.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
