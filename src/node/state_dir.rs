@@ -288,6 +288,7 @@ impl MembershipFile {
 
 #[cfg(test)]
 mod tests {
+    use super::super::address::for_join;
     use super::*;
     use crate::model::fixture;
     use std::collections::BTreeSet;
@@ -322,19 +323,7 @@ mod tests {
             ingress_addr: Ipv4Addr::new(10, 0, 0, 2),
             raft_id: None,
         };
-        let listen = "0.0.0.0:2377".parse().unwrap();
-        MembershipFile::new(
-            assignment,
-            &ListenAddresses {
-                listen,
-                advertise: None,
-                data_path: None,
-                data_path_port: 2377,
-                listen_interface: None,
-                advertise_interface: None,
-                data_path_interface: None,
-            },
-        )
+        MembershipFile::new(assignment, &for_join("0.0.0.0:2377", "", &[]).unwrap())
     }
 
     #[test]

@@ -1,7 +1,7 @@
 use super::*;
 use crate::model::Role;
 use crate::model::fixture;
-use crate::node::address::ListenAddresses;
+use crate::node::address::for_join;
 use crate::node::state_dir::{NodeAssignment, StateDir};
 use std::net::Ipv4Addr;
 
@@ -15,19 +15,7 @@ fn membership() -> MembershipFile {
         ingress_addr: Ipv4Addr::new(10, 0, 0, 3),
         raft_id: None,
     };
-    let listen = "0.0.0.0:2377".parse().unwrap();
-    MembershipFile::new(
-        assignment,
-        &ListenAddresses {
-            listen,
-            advertise: None,
-            data_path: None,
-            data_path_port: 2377,
-            listen_interface: None,
-            advertise_interface: None,
-            data_path_interface: None,
-        },
-    )
+    MembershipFile::new(assignment, &for_join("0.0.0.0:2377", "", &[]).unwrap())
 }
 
 fn manager(number: u8, endpoint: &str) -> Peer {
