@@ -5,7 +5,8 @@ use super::hook::{Hook, HookSide, ProgramLink};
 use super::load::{self, Loaded};
 use super::{attachment, filters};
 use anyhow::Context as _;
-use aya::programs::links::{CgroupAttachMode, FdLink};
+use aya::programs::links::{CgroupAttachMode, FdLink, PinnedLink};
+use aya::programs::tc::SchedClassifierLink;
 use aya::programs::{CgroupSockAddr, SchedClassifier, TcAttachType};
 use aya::util::KernelVersion;
 use std::collections::{BTreeMap, BTreeSet};
@@ -89,7 +90,7 @@ impl Programs {
         matches!(found, Ok((_, programs)) if programs.iter().any(|p| p.id() == id))
     }
 
-    /// Whether no program of an earlier run is attached. One that was replaced runs until the kernel has released its link, a
+    /// Whether no program of an earlier run is attached. One whose link was replaced runs until the kernel has released that, a
     /// moment later: waits for that, a second at most.
     pub(super) async fn are_alone(&self) -> anyhow::Result<bool> {
         for _ in 0..ALONE_RETRIES.0 {
@@ -183,7 +184,9 @@ impl Programs {
         {
             return Ok(());
         }
-        let id = if link.hook.side() == HookSide::Cgroup || has_tcx() {
+        let id = if let Some(id) = self.update_link(link, &pin)? {
+            id
+        } else if link.hook.side() == HookSide::Cgroup || has_tcx() {
             let (fd, id) = self.create_link(link)?;
             // Pinned beside the old link and then renamed over it, so that a program is attached at any time.
             let new = pin.with_file_name(format!("{}!", link.pin()));
@@ -200,6 +203,24 @@ impl Programs {
         };
         self.loaded().attached.insert(link.clone(), id);
         Ok(())
+    }
+
+    /// Replaces the program of the link that is pinned there: at once, so that no packet comes to an earlier program of this hook
+    /// after one of the next hook was replaced. (A link that is closed is released by a worker of the kernel, in its time.) `None`:
+    /// there is no link that can be updated, or its device is gone.
+    fn update_link(&self, link: &ProgramLink, pin: &Path) -> anyhow::Result<Option<u32>> {
+        if link.hook.side() == HookSide::Cgroup || !has_tcx() {
+            return Ok(None);
+        }
+        let pinned = PinnedLink::from_pin(pin).ok().and_then(|pinned| SchedClassifierLink::try_from(FdLink::from(pinned)).ok());
+        let Some(pinned) = pinned else { return Ok(None) };
+        let mut loaded = self.loaded();
+        let program = loaded.ebpf.program_mut(link.hook.program()).context("the object has no such program")?;
+        let program = <&mut SchedClassifier>::try_from(program)?;
+        let Ok(updated) = program.attach_to_link(pinned) else { return Ok(None) };
+        // The pin holds the link.
+        drop(program.take_link(updated)?);
+        Ok(Some(program.info()?.id()))
     }
 
     /// Attaches a program by a link, beside other programs. Returns the link and the program's id.

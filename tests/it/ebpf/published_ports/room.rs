@@ -2,8 +2,10 @@
 
 use super::*;
 use crate::load::syns_sent_again;
+use aya::programs::links::{FdLink, PinnedLink};
+use std::collections::BTreeMap;
 use std::net::UdpSocket;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -59,6 +61,14 @@ fn connect_until(stop: &AtomicBool, client: &Namespace, to: SocketAddr) -> anyho
     Ok(connected)
 }
 
+/// Ids of the links on devices, by pin. None where the kernel has filters.
+fn links_on_devices(pins: &Path) -> BTreeMap<String, u32> {
+    let pins = std::fs::read_dir(pins).expect("pins").map(|pin| pin.expect("a pin").path());
+    let on_devices = pins.filter(|pin| pin.to_string_lossy().contains('@') && pin.is_file());
+    let id = |pin: &PathBuf| FdLink::from(PinnedLink::from_pin(pin).expect("a link")).info().expect("info").id();
+    on_devices.map(|pin| (pin.file_name().expect("a name").to_string_lossy().into_owned(), id(&pin))).collect()
+}
+
 /// The next packet of a connection that has just begun may come to a program with the larger tables: it is known there.
 #[test]
 fn no_connection_waits_while_the_tables_of_new_connections_get_more_room() {
@@ -66,8 +76,10 @@ fn no_connection_waits_while_the_tables_of_new_connections_get_more_room() {
         let entry = &fixture.swarm.hosts[0];
         let run_dir = entry.run_dir();
         let run_dir = run_dir.strip_prefix("/").expect("absolute");
-        let replaced = PathBuf::from(format!("/proc/{}/root", entry.pid())).join(run_dir).join("bpf/maps-resized");
+        let pins = PathBuf::from(format!("/proc/{}/root", entry.pid())).join(run_dir).join("bpf");
+        let replaced = pins.join("maps-resized");
         let first = room(entry, "SYN_FLOWS").await;
+        let links = links_on_devices(&pins.join("links"));
         let before = fixture.client(2).inside(syns_sent_again).expect("counts");
         let stop = Arc::new(AtomicBool::new(false));
         let load = [0, 1, 0, 1].map(|node| {
@@ -84,5 +96,8 @@ fn no_connection_waits_while_the_tables_of_new_connections_get_more_room() {
         let connected: usize = load.into_iter().map(|thread| thread.join().expect("no panic").expect("connects")).sum();
         let again = fixture.client(2).inside(syns_sent_again).expect("counts") - before;
         assert_eq!(again, 0, "SYNs of {connected} connections were sent again");
+        // Each program is replaced in its link, so at once. A link that is closed goes on for as long as the kernel likes: answers
+        // would come to an earlier program after the next hook's was replaced.
+        assert!(links_on_devices(&pins.join("links")) == links, "{links:?}");
     });
 }
