@@ -296,6 +296,9 @@ pub struct ManagerTimeouts {
     pub replace_wait_ms: u64,
     /// Longest time that the stop of a task is held back while nodes still send new traffic to it, in milliseconds.
     pub stop_hold_ms: u64,
+    /// Time from when no node sends new traffic to a task until it is stopped, in milliseconds: packets on the way arrive, and its
+    /// server accepts the connections that wait.
+    pub stop_pause_ms: u64,
     /// A live node that has not applied a view for this long is waited for no longer, in milliseconds: addresses are
     /// assigned again and tasks stopped without it, and it is shown as degraded.
     pub node_lag_ms: u64,
@@ -318,6 +321,7 @@ impl Default for ManagerTimeouts {
             join_grace_ms: 20_000,
             replace_wait_ms: 60_000,
             stop_hold_ms: 5000,
+            stop_pause_ms: 200,
             node_lag_ms: 30_000,
             orphan_after_s: 86_400,
             rollback_window_s: 600,

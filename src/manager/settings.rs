@@ -25,6 +25,8 @@ pub struct ManagerSettings {
     /// The node of a task gets the order to stop it when no live node sends the task new traffic, and at the latest after
     /// this time.
     pub stop_hold: Duration,
+    /// The order waits for this long after that: what was on the way to the task arrives, and its server accepts it.
+    pub stop_pause: Duration,
     /// A live node that has not applied a view for this long is waited for no longer, and shown as degraded.
     pub node_lag: Duration,
     /// Tasks of a node are orphaned after it was down for this long.
@@ -46,6 +48,7 @@ impl Default for ManagerSettings {
             join_grace: Duration::from_secs(20),
             replace_wait: Duration::from_mins(1),
             stop_hold: Duration::from_secs(5),
+            stop_pause: Duration::from_millis(200),
             node_lag: Duration::from_secs(30),
             orphan_after: Duration::from_hours(24),
             rollback_window: Duration::from_mins(10),

@@ -135,7 +135,7 @@ impl Settings {
     fn bounds(&self) -> Result<(), InvalidSetting> {
         let (ports, dns, timeouts, manager, raft) = (&self.ports, &self.dns, &self.timeouts, &self.manager, &self.raft);
         let (minute, hour, day) = (60_000, 3_600_000, 86_400_000);
-        let bounds: [(&'static str, u64, u64, u64); 22] = [
+        let bounds: [(&'static str, u64, u64, u64); 23] = [
             ("ports.max_connections", ports.max_connections as u64, 1, 1 << 24),
             ("ports.max_flows", ports.max_flows as u64, 1, 1 << 24),
             ("ports.udp_idle_ms", ports.udp_idle_ms, 1, day),
@@ -152,6 +152,7 @@ impl Settings {
             ("manager.join_grace_ms", manager.join_grace_ms, 100, day),
             ("manager.replace_wait_ms", manager.replace_wait_ms, 0, day),
             ("manager.stop_hold_ms", manager.stop_hold_ms, 0, hour),
+            ("manager.stop_pause_ms", manager.stop_pause_ms, 0, minute),
             ("manager.node_lag_ms", manager.node_lag_ms, 1, day),
             ("raft.tick_ms", raft.tick_ms, 1, minute),
             ("raft.heartbeat_ticks", raft.heartbeat_ticks as u64, 1, 1000),

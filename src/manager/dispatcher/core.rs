@@ -251,7 +251,7 @@ impl Dispatcher {
             return;
         }
         let applied = self.applied(now);
-        let nodes = self.drain_holds.release(&self.store, applied, now, self.settings.stop_hold);
+        let nodes = self.drain_holds.release(&self.store, applied, now, &self.settings);
         self.dirty.nodes.extend(nodes);
     }
 

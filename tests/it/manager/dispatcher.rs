@@ -312,6 +312,9 @@ fn scale_to_zero(fixture: &mut DispatcherFixture) {
     fixture.write(vec![Action::update(next)]);
 }
 
+/// Milliseconds for what is on the way to a task.
+const PAUSE: u64 = 200;
+
 #[test]
 fn a_task_is_stopped_after_no_node_sends_to_it() {
     let (mut fixture, task) = with_a_published_task();
@@ -328,7 +331,8 @@ fn a_task_is_stopped_after_no_node_sends_to_it() {
     assert_eq!(backends, Some(0), "all nodes are sent the change first");
     let revision = fixture.store.revision();
     assert!(tasks(&fixture.send(ONE, ToManager::Heartbeat { applied: revision })).is_empty());
-    let stopped = tasks(&fixture.send(SessionId(2), ToManager::Heartbeat { applied: revision }));
+    assert!(tasks(&fixture.send(SessionId(2), ToManager::Heartbeat { applied: revision })).is_empty(), "packets are on the way");
+    let stopped = tasks(&fixture.wait(PAUSE));
     assert_eq!(stopped[0].by_id[&task.id].desired_state, TaskState::Remove);
 }
 
@@ -398,7 +402,8 @@ fn a_new_leader_holds_the_tasks_back_that_are_on_their_way_out() {
     fixture.open(2, SessionId(12));
     let revision = fixture.store.revision();
     assert!(tasks(&fixture.send(SessionId(11), ToManager::Heartbeat { applied: revision })).is_empty());
-    let stopped = tasks(&fixture.send(SessionId(12), ToManager::Heartbeat { applied: revision }));
+    assert!(tasks(&fixture.send(SessionId(12), ToManager::Heartbeat { applied: revision })).is_empty());
+    let stopped = tasks(&fixture.wait(PAUSE));
     assert_eq!(stopped[0].by_id[&task.id].desired_state, TaskState::Remove);
 }
 
@@ -412,7 +417,8 @@ fn an_unhealthy_task_leaves_the_tables_of_all_nodes_before_it_is_stopped() {
     assert_eq!(view_of(&fixture.store, &node(2)).unwrap().cluster.ports[0].backends.len(), 0);
     let revision = fixture.store.revision();
     fixture.send(ONE, ToManager::Heartbeat { applied: revision });
-    let stopped = tasks(&fixture.send(SessionId(2), ToManager::Heartbeat { applied: revision }));
+    assert!(tasks(&fixture.send(SessionId(2), ToManager::Heartbeat { applied: revision })).is_empty(), "packets are on the way");
+    let stopped = tasks(&fixture.wait(PAUSE));
     assert_eq!(stopped[0].by_id[&task.id].desired_state, TaskState::Shutdown);
     // The store waits for the agent's report; then the task is replaced as after any failure.
     assert_eq!(fixture.store.task(&task.id).unwrap().desired_state, TaskState::Running);
