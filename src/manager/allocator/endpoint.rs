@@ -44,11 +44,12 @@ impl<'a> PortRegistry<'a> {
         Ok(())
     }
 
-    /// A port that no service has, and that no spec names.
+    /// A port that no service has, that no spec names, and that is not the tunnel's.
     fn first_free(&self, protocol: Protocol) -> Option<u16> {
+        let tunnel = self.store.cluster().map(|cluster| (Protocol::Udp, cluster.data_path_port));
         let is_free = |port: &u16| {
             let mut stored = self.store.services_publishing(PublishMode::Ingress, protocol, *port);
-            !self.assigned.contains_key(&(protocol, *port)) && stored.next().is_none()
+            !self.assigned.contains_key(&(protocol, *port)) && stored.next().is_none() && Some((protocol, *port)) != tunnel
         };
         DYNAMIC.into_iter().find(is_free)
     }

@@ -105,3 +105,21 @@ pub fn first_free(cluster: &Cluster, in_use: impl Fn(&Ipv4Net) -> bool) -> Optio
 pub fn overlap(a: &Ipv4Net, b: &Ipv4Net) -> bool {
     a.contains(b) || b.contains(a)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::fixture;
+
+    #[test]
+    fn what_the_hosts_reach_is_no_networks() {
+        let mut cluster = fixture::cluster();
+        cluster.reserved_subnets = ["10.0.0.0/16", "10.2.0.0/24"].map(|net| net.parse().unwrap()).to_vec();
+        let mut drawn = Vec::new();
+        while drawn.len() < 257 {
+            drawn.push(first_free(&cluster, |net| drawn.contains(net)).unwrap());
+        }
+        let named = [drawn[0], drawn[255], drawn[256]].map(|net| net.to_string());
+        assert_eq!(named, ["10.1.0.0/24", "10.1.255.0/24", "10.2.1.0/24"]);
+    }
+}

@@ -107,6 +107,20 @@ fn ports_without_a_number_are_assigned_once_per_protocol() {
     assert_eq!(check_settled(&simulation.store), Vec::<String>::new());
 }
 
+#[test]
+fn a_drawn_port_is_not_the_tunnels() {
+    let mut simulation = Simulation::new(1, 1);
+    let mut cluster = simulation.store.cluster().expect("a cluster").clone();
+    cluster.data_path_port = 30_000;
+    simulation.command(vec![Action::update(cluster)]);
+    let mut both = service("both", 1, &[(0, 53), (0, 53)], &[]);
+    both.spec.endpoint_spec.as_mut().unwrap().ports[1].protocol = Protocol::Udp;
+    simulation.command(vec![Action::create(both)]);
+    simulation.until("it runs", |s| s.running("both").len() == 1);
+    let ports = simulation.store.service(&"both".into()).unwrap().endpoint.ports.iter().map(|p| (p.protocol, p.published_port));
+    assert_eq!(ports.collect::<Vec<_>>(), [(Protocol::Tcp, 30_000), (Protocol::Udp, 30_001)]);
+}
+
 /// Marks a network as the API does when it is removed under tasks that still stop.
 fn remove_network(simulation: &mut Simulation, id: &str) {
     let network = simulation.store.network(&id.into()).expect("network").clone();
