@@ -82,7 +82,7 @@ fn free_port() -> u16 {
 /// Starts a process on a control socket. It connects to tasks from this namespace.
 fn serve(program: &Path, control: &Path) -> Child {
     let mut command = Command::new(program);
-    command.args(["http", "serve", "--mesh", "/proc/self/ns/net", "--control"]).arg(control);
+    command.args(["http", "serve", "--log", "warn", "--mesh", "/proc/self/ns/net", "--control"]).arg(control);
     command.spawn().expect("started")
 }
 

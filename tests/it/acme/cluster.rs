@@ -95,7 +95,7 @@ impl OneNode {
         let pebble = Pebble::start(&dir, config).await;
         let socket = dir.join("http.sock");
         let mut command = Command::new(SKEP);
-        command.args(["http", "serve", "--mesh", "/proc/thread-self/ns/net", "--control"]).arg(&socket);
+        command.args(["http", "serve", "--log", "warn", "--mesh", "/proc/thread-self/ns/net", "--control"]).arg(&socket);
         let process = command.spawn().expect("started");
 
         let key = || TunnelKey::new(Secret::new([1; 32]));

@@ -6,7 +6,8 @@ use std::net::SocketAddr;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn no_request_is_lost_while_tasks_change_on_the_ebpf_datapath() {
-    let swarm = change_tasks_under_load(swarm("ko", 3, &format!("{AUTO}{LONG_HOLD}")).await).await;
+    let swarm = swarm("ko", 3, &format!("{AUTO}{LONG_HOLD}")).await;
+    let swarm = change_tasks_under_load(swarm, async |hosts| serves(hosts, &["8080/tcp"]).await).await;
     serves(&swarm.hosts, &["8080/tcp"]).await;
     for host in &swarm.hosts {
         let status = status(host).await;

@@ -7,7 +7,7 @@ pub async fn availability(swarm: &Swarm, host: &str, value: &str) {
 }
 
 /// Settings of tests of the order of a removal: on a starved machine the bounds of the wait must not end it.
-pub const LONG_HOLD: &str = "[manager]\nstop_hold_ms = 60000\nnode_lag_ms = 120000\n";
+pub const LONG_HOLD: &str = "[manager]\nstop_hold_ms = 60000\nstop_pause_ms = 1000\nnode_lag_ms = 120000\n";
 
 /// Waits until `count` tasks of the service run and every other one has ended.
 pub async fn settled(swarm: &Swarm, service: &str, count: usize) {
@@ -23,6 +23,19 @@ pub async fn settled(swarm: &Swarm, service: &str, count: usize) {
     .await;
 }
 
+/// Waits until the service has no task on the host that is to run.
+async fn left_by(swarm: &Swarm, service: &str, host: &str) {
+    let host = swarm.hosts.iter().find(|h| h.name() == host).expect("a host");
+    let node = json!(swarm.node_id(host).await);
+    within(60, "the tasks to leave", || async {
+        let tasks = swarm.tasks(service).await;
+        let stays = tasks.iter().filter(|t| t["NodeID"] == node && t["DesiredState"] == "running").count();
+        anyhow::ensure!(stays == 0, "{stays} tasks are to run on the drained node");
+        Ok(())
+    })
+    .await;
+}
+
 /// A server that on SIGTERM stops listening at once and finishes its requests.
 pub fn good_server(networks: &Value) -> Value {
     let server = "httpd -f -p 80 -h /www & s=$!; trap 'kill $s; sleep 1; exit 0' TERM; wait";
@@ -32,11 +45,12 @@ pub fn good_server(networks: &Value) -> Value {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn no_request_is_lost_while_tasks_change_on_the_userspace_datapath() {
-    change_tasks_under_load(swarm("po", 3, &format!("log = \"info,skep::ingress=debug\"\n{LONG_HOLD}")).await).await.stop().await;
+    let swarm = swarm("po", 3, &format!("log = \"info,skep::ingress=debug\"\n{LONG_HOLD}")).await;
+    change_tasks_under_load(swarm, async |_| ()).await.stop().await;
 }
 
-/// Scales and drains under requests by port through every node and by name: none fails.
-pub async fn change_tasks_under_load(swarm: Swarm) -> Swarm {
+/// Scales and drains under requests by port through every node and by name: none fails. They begin once the datapath `serves`.
+pub async fn change_tasks_under_load(swarm: Swarm, serves: impl AsyncFn(&[Host])) -> Swarm {
     let client = client(&swarm).await;
     ok(&post(&swarm.hosts[0], "/networks/create", &json!({ "Name": "back", "Driver": "overlay" })).await);
     let networks = json!([{ "Target": "back" }]);
@@ -44,6 +58,7 @@ pub async fn change_tasks_under_load(swarm: Swarm) -> Swarm {
     swarm.service("caller", 3, None, json!({ "Networks": networks })).await;
     let callers = swarm.running("caller", 3).await;
     settled(&swarm, "web", 6).await;
+    serves(&swarm.hosts).await;
     // A caller by name on the manager's node, which is not drained.
     let here = swarm.node_id(&swarm.hosts[0]).await;
     let caller = callers.iter().find(|t| t["NodeID"] == json!(here)).expect("one on each node");
@@ -61,6 +76,7 @@ pub async fn change_tasks_under_load(swarm: Swarm) -> Swarm {
     }
     for host in ["n2", "n3"] {
         availability(&swarm, host, "drain").await;
+        left_by(&swarm, "web", host).await;
         settled(&swarm, "web", 6).await;
         availability(&swarm, host, "active").await;
     }
