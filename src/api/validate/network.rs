@@ -60,7 +60,7 @@ fn hooks_warning<'a>(spec: &NetworkSpec, others: impl Iterator<Item = &'a Networ
     (spec.hook_subnets() > 0 && all > MOST_OF_HOOKS).then(|| {
         format!(
             "the networks of the swarm have {all} subnets of both families and further ones, and the eBPF programs of a node room for \
-             {MOST_OF_HOOKS}: on a node with tasks on that many of them, IPv6 connections to services of some do not work; \
+             {MOST_OF_HOOKS}: on a node with tasks on that many of them, connections to virtual addresses of some do not work; \
              `skep status` there names these"
         )
     })
