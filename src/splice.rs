@@ -19,7 +19,7 @@ const LOOK: Duration = Duration::from_millis(500);
 /// Copies both ways until the server has closed its side, or the client both of its own: a server that has nothing to say would
 /// not learn that, because the end of one direction is passed on as a half-close.
 pub async fn splice(client: impl AsyncRead + AsyncWrite + Unpin, server: impl AsyncRead + AsyncWrite + Unpin) {
-    let client = Shared(Arc::new(Mutex::new(client)));
+    let client = SharedStream(Arc::new(Mutex::new(client)));
     let (mut server_read, server_write) = tokio::io::split(server);
     let up = copy_to_end(client.clone(), server_write);
     let down = async {
@@ -50,21 +50,21 @@ async fn closed(mut stream: impl AsyncWrite + Unpin) {
 }
 
 /// A stream that one task reads and writes in several places.
-struct Shared<T>(Arc<Mutex<T>>);
+struct SharedStream<T>(Arc<Mutex<T>>);
 
-impl<T> Clone for Shared<T> {
+impl<T> Clone for SharedStream<T> {
     fn clone(&self) -> Self {
         Self(self.0.clone())
     }
 }
 
-impl<T: AsyncRead + Unpin> AsyncRead for Shared<T> {
+impl<T: AsyncRead + Unpin> AsyncRead for SharedStream<T> {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut *lock(&self.0)).poll_read(cx, buf)
     }
 }
 
-impl<T: AsyncWrite + Unpin> AsyncWrite for Shared<T> {
+impl<T: AsyncWrite + Unpin> AsyncWrite for SharedStream<T> {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         Pin::new(&mut *lock(&self.0)).poll_write(cx, buf)
     }
@@ -113,6 +113,6 @@ mod tests {
         server.read_to_string(&mut got).await.expect("to the end");
         let ended = tokio::time::timeout(Duration::from_secs(10), joined).await;
         ended.expect("although the server has closed nothing").expect("no panic");
-        server.write_all(b"answer").await.expect_err("nobody reads it");
+        server.write_all(b"answer").await.expect_err("no client reads it");
     }
 }

@@ -60,7 +60,7 @@ impl<T> Steps<T> {
             };
             let known = steps.iter().find(same).map(|step| step.documents.clone());
             known.unwrap_or_else(|| {
-                // The whole of an earlier state, which is large, is sent to nobody that comes now.
+                // The whole of an earlier state, which is large, is sent to no session that begins now.
                 steps.retain(|step| step.before.is_some() || Arc::ptr_eq(&step.now, now));
                 let documents = Arc::new(OnceLock::new());
                 steps.push_back(EncodedStep { before: before.cloned(), now: now.clone(), documents: documents.clone() });
