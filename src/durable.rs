@@ -1,5 +1,6 @@
 //! Small files that must outlive a power cut: each is replaced whole or not at all, and carries the number of its format.
 
+pub mod recorded;
 mod strict;
 
 use crate::model::FormatRange;

@@ -12,6 +12,7 @@ mod document;
 mod feature_level;
 mod field_update;
 mod handle;
+mod ids_by;
 mod index;
 mod lookup;
 mod network_use;

@@ -222,7 +222,7 @@ impl Records {
 impl Records {
     /// The index of the network with this IPv6 address.
     fn zone6(&self, address: Ipv6Addr) -> Option<usize> {
-        self.zones.iter().position(|zone| zone.pairs.iter().any(|pair| pair.v6.contains(&address)))
+        self.zones.iter().position(|zone| zone.subnet6.is_some_and(|subnet| subnet.contains(&address)))
     }
 
     /// The name of a host, by its IPv4 address.

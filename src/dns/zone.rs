@@ -5,7 +5,7 @@ use crate::datapath::ebpf::VipReadiness;
 use crate::model::service::EndpointMode;
 use crate::model::view::{NetworkPart, ServiceNames, TaskEndpoint};
 use crate::model::{ServiceId, SubnetPair};
-use ipnet::Ipv4Net;
+use ipnet::{Ipv4Net, Ipv6Net};
 use std::collections::{BTreeMap, HashMap};
 use std::net::Ipv4Addr;
 use std::sync::Arc;
@@ -19,6 +19,8 @@ pub struct Zone {
     pub subnets: Vec<Ipv4Net>,
     /// With the IPv6 ones, if it has some: the IPv6 address of each name follows from its IPv4 address.
     pub pairs: Vec<SubnetPair>,
+    /// All of its IPv6 addresses; with several IPv4 subnets more than those that belong to one of these.
+    pub subnet6: Option<Ipv6Net>,
     /// By lower-case name.
     names: HashMap<String, NameEntry>,
     /// Address → container or, of a virtual address, service.
@@ -56,6 +58,7 @@ impl Zone {
             lower: network.name.to_ascii_lowercase(),
             subnets: network.subnets(),
             pairs: network.pairs(),
+            subnet6: network.v6.map(|v6| v6.subnet.trunc()),
             names: HashMap::new(),
             reverse: HashMap::new(),
             ports: HashMap::new(),

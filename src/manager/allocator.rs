@@ -118,9 +118,10 @@ impl Allocation<'_> {
     fn allocate_nodes(&mut self) {
         let store = self.store;
         let Some(network) = ingress(store) else { return };
-        let Some(subnet) = self.subnets(&network.id).ok().and_then(|subnets| subnets.first().copied()) else { return };
-        let gateway = network.spec.gateway_in(subnet);
-        for node in store.nodes().filter(|node| !is_host(subnet, gateway, node.mesh.ingress_addr)) {
+        let Ok(subnets) = self.subnets(&network.id) else { return };
+        let is_in = |subnet: &Ipv4Net, address| is_host(*subnet, network.spec.gateway_in(*subnet), address);
+        let has_none = |node: &&Node| !subnets.iter().any(|subnet| is_in(subnet, node.mesh.ingress_addr));
+        for node in store.nodes().filter(has_none) {
             match self.take_address(&network.id) {
                 Ok(address) => {
                     self.guarded.insert(network.id.clone());

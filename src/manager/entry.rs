@@ -26,3 +26,22 @@ const PROPOSAL_IDS: u32 = 2;
 
 /// Outcome of applying a transaction.
 pub type ApplyOutcome = Result<(), StoreError>;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::durable::recorded::RecordedNames;
+    use crate::store::decode_document;
+
+    #[test]
+    fn every_field_of_an_entry_is_in_the_recorded_one() {
+        let recorded = include_bytes!("../../tests/it/formats/entry-2.json");
+        let value: serde_json::Value = serde_json::from_slice(recorded).unwrap();
+        let names = RecordedNames::default();
+        names.read::<TransactionEntry>(&value).unwrap();
+        let missing = names.missing().into_iter().filter(|name| name.starts_with("TransactionEntry."));
+        assert_eq!(missing.collect::<Vec<_>>(), [""; 0]);
+        let read: TransactionEntry = decode_document(recorded).unwrap();
+        assert_eq!(serde_json::to_value(read).unwrap(), value);
+    }
+}

@@ -24,14 +24,18 @@ pub enum NodeAllocationError {
     )]
     NoIngress,
     /// All addresses of `ingress` are in use.
-    #[error("every address of the ingress network {0} is in use: remove nodes or services that publish ports")]
-    IngressFull(Ipv4Net),
+    #[error("every address of the ingress network {} is in use: remove nodes or services that publish ports", shown(.0))]
+    IngressFull(Vec<Ipv4Net>),
     /// All node subnets of the cluster's /48 are in use.
     #[error("the cluster has {LAST_NODE_INDEX} nodes, there is no room for another one")]
     TooManyNodes,
     /// The address pools contain no subnet for `ingress`.
     #[error("the default address pools contain no /{0}: use a larger pool or a longer subnet size")]
     PoolTooSmall(u8),
+}
+
+fn shown(subnets: &[Ipv4Net]) -> String {
+    subnets.iter().map(ToString::to_string).collect::<Vec<_>>().join(" and ")
 }
 
 /// Subnet and addresses for a new node.
@@ -90,13 +94,16 @@ impl JoiningNode {
 pub fn next_node_allocation(store: &Store) -> Result<NodeAllocation, NodeAllocationError> {
     let cluster = store.cluster().ok_or(NodeAllocationError::NoCluster)?;
     let network = ingress(store).ok_or(NodeAllocationError::NoIngress)?;
-    let ingress_subnet = network.subnet.ok_or(NodeAllocationError::NoIngress)?;
+    let subnets = network.subnets();
+    if subnets.is_empty() {
+        return Err(NodeAllocationError::NoIngress);
+    }
     let taken: BTreeSet<Ipv6Net> = store.nodes().map(|n| n.mesh.subnet).collect();
     let index =
         (1..=LAST_NODE_INDEX).find(|i| !taken.contains(&cluster.mesh.node(*i))).ok_or(NodeAllocationError::TooManyNodes)?;
-    let ingress_addr = AddressBook::new(store)
-        .take(&network.id, ingress_subnet, &mut QuarantinedAddresses::default())
-        .ok_or(NodeAllocationError::IngressFull(ingress_subnet))?;
+    let (mut book, mut quarantine) = (AddressBook::new(store), QuarantinedAddresses::default());
+    let free = subnets.iter().find_map(|subnet| book.take(&network.id, *subnet, &mut quarantine));
+    let ingress_addr = free.ok_or(NodeAllocationError::IngressFull(subnets))?;
     let version_guard = vec![Action::update(network.clone())];
     Ok(NodeAllocation { index, subnet: cluster.mesh.node(index), ingress_addr, version_guard })
 }
@@ -125,7 +132,7 @@ pub fn bootstrap(cluster: Cluster, ingress_id: NetworkId, first: JoiningNode) ->
     };
     let ingress_addr = AddressBook::new(&Store::default())
         .take(&network.id, subnet, &mut QuarantinedAddresses::default())
-        .ok_or(NodeAllocationError::IngressFull(subnet))?;
+        .ok_or(NodeAllocationError::IngressFull(vec![subnet]))?;
     let mut node = first.into_node(cluster.mesh.node(1), ingress_addr);
     // The first node is this process, so it is ready; the dispatcher observes it from here on as any other node.
     node.status.state = NodeState::Ready;

@@ -53,7 +53,7 @@ impl ContainerAttachment {
             failures: EarlierFailures::default(),
             pull_auth: None,
             generic_resources: Vec::new(),
-            attached: Some(self.container.clone()),
+            attached: Some(Box::new(self.container.clone())),
         }
     }
 }

@@ -9,6 +9,8 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 
 /// Prefix length of the IPv6 subnets that skep draws.
 pub const DRAWN_PREFIX: u8 = 64;
+/// Subnets that the table of the socket hooks has room for (`SUBNETS6` in `ebpf/src/maps.rs`).
+pub const MOST_OF_HOOKS: usize = 1_024;
 /// Subnets of a cluster's /48 that networks may get: its upper half, without the one of the addresses on `ingress`.
 const DRAWN: std::ops::RangeInclusive<u16> = 0x8001..=0xffff;
 

@@ -178,6 +178,13 @@ impl NetworkSpec {
         (low <= high).then(|| (Ipv4Addr::from_bits(low), Ipv4Addr::from_bits(high)))
     }
 
+    /// How many of its subnets are in the table of the socket hooks: pairs of both families, and those beside the first one.
+    #[must_use]
+    pub fn hook_subnets(&self) -> usize {
+        let subnets = self.subnets.len().max(1);
+        subnets - 1 + if self.enable_ipv6 { subnets } else { 0 }
+    }
+
     /// What of it managers and nodes of feature level 1 do not know, by the API's name.
     #[must_use]
     pub fn newer_field(&self) -> Option<&'static str> {

@@ -149,7 +149,7 @@ pub struct Task {
     pub generic_resources: Vec<GenericResource>,
     /// The plain container that it stands for; `None` for tasks of services. Written by the dispatcher.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub attached: Option<AttachedContainer>,
+    pub attached: Option<Box<AttachedContainer>>,
 }
 
 /// Failures in a row of a task's predecessors: same slot, same version of the spec, none of which ran well in between.

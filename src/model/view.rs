@@ -175,9 +175,10 @@ pub struct ClusterPart {
     /// Subnets of the networks that have one of each family, sorted.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub pairs: Vec<SubnetPair>,
-    /// Names of all networks: none of a node's own gets one. (Views of older managers do not say.)
+    /// Digests of the names of all networks ([`crate::trust::name_digest`]): no network of a node's own gets such a name. (Views of
+    /// older managers do not say.)
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
-    pub network_names: BTreeSet<String>,
+    pub network_digests: BTreeSet<String>,
     /// All nodes, the receiving one included, sorted by id.
     pub nodes: Vec<Peer>,
     /// Ports published in mode `ingress`, sorted by protocol and port.
@@ -271,7 +272,7 @@ impl ClusterPart {
             pools: Vec::new(),
             subnets: Vec::new(),
             pairs: Vec::new(),
-            network_names: BTreeSet::new(),
+            network_digests: BTreeSet::new(),
             nodes: Vec::new(),
             ports: Vec::new(),
             counted: BTreeSet::new(),

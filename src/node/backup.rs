@@ -144,6 +144,17 @@ fn parse(content: &[u8]) -> anyhow::Result<(BackupDocument, &[u8])> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::durable::recorded::RecordedNames;
+
+    #[test]
+    fn every_field_of_a_backup_is_in_the_recorded_one() {
+        let recorded: serde_json::Value = serde_json::from_slice(include_bytes!("../../tests/it/formats/backup.json")).unwrap();
+        let names = RecordedNames::default();
+        let read = names.read::<BackupDocument>(&recorded).unwrap();
+        let missing = names.missing().into_iter().filter(|name| name.starts_with("BackupDocument."));
+        assert_eq!(missing.collect::<Vec<_>>(), [""; 0], "record them in tests/it/formats/backup.json");
+        assert_eq!(serde_json::to_value(read).unwrap(), recorded);
+    }
 
     #[test]
     fn a_content_that_is_no_backup_is_refused_and_nothing_is_written() {

@@ -11,12 +11,12 @@ use crate::api::control::{
 };
 use crate::datapath::interfaces::host_addresses;
 use crate::http::BoxedStream;
-use crate::model::view::NetworkPart;
+use crate::model::view::{ClusterPart, NetworkPart};
 use crate::model::{AttachDenial, LogRequest, NodeId, Role, Secret, TaskId, TaskLog, Timestamp, UnwrittenObject};
 use crate::overlay::driver::attachments::AttachError;
 use crate::runtime::NetworkPlan;
 use crate::store::StoreHandle;
-use crate::trust::{InvalidUnlockKey, JoinToken, PayloadVault, RootCa, UnlockKey};
+use crate::trust::{InvalidUnlockKey, JoinToken, PayloadVault, RootCa, UnlockKey, name_digest};
 use async_trait::async_trait;
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
@@ -68,7 +68,10 @@ impl NodeControl for DaemonControl {
 
     fn knows_network(&self, name: &str) -> bool {
         match self.0.lifecycle.state() {
-            MembershipState::Active(member) => member.view().is_some_and(|view| view.cluster.network_names.contains(name)),
+            MembershipState::Active(member) => member.view().is_some_and(|view| {
+                let ClusterPart { mesh, network_digests, .. } = &*view.cluster;
+                network_digests.contains(&name_digest(*mesh, name))
+            }),
             _ => false,
         }
     }

@@ -290,6 +290,7 @@ impl MembershipFile {
 mod tests {
     use super::super::address::for_join;
     use super::*;
+    use crate::durable::recorded::RecordedNames;
     use crate::model::fixture;
     use std::collections::BTreeSet;
 
@@ -421,6 +422,21 @@ mod tests {
             let value = |path: &Path| serde_json::from_slice::<serde_json::Value>(&std::fs::read(path).unwrap()).unwrap();
             assert_eq!(value(&dir.0.membership()), value(&recorded), "the release before can read it again");
         }
+    }
+
+    /// The other types of the file are recorded with the messages that have them.
+    #[test]
+    fn a_membership_with_every_field_is_read_and_written_the_same() {
+        let recorded = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it/formats/node.json");
+        let value = |path: &Path| serde_json::from_slice::<serde_json::Value>(&std::fs::read(path).unwrap()).unwrap();
+        let names = RecordedNames::default();
+        names.read::<MembershipFile>(&value(&recorded)).unwrap();
+        let missing = names.missing().into_iter().filter(|name| name.starts_with("MembershipFile"));
+        assert_eq!(missing.collect::<Vec<_>>(), [""; 0], "record them in {}", recorded.display());
+        let dir = TempDir::new("every-field");
+        std::fs::copy(&recorded, dir.0.membership()).unwrap();
+        MembershipFile::load(&dir.0).unwrap().expect("a membership").store(&dir.0).unwrap();
+        assert_eq!(value(&dir.0.membership()), value(&recorded));
     }
 
     #[test]

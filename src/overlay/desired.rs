@@ -133,6 +133,7 @@ fn networks(
             let mut other = of_subnet(further.subnet, further.gateway);
             other.remote = addresses.remote.iter().filter(|(address, _)| is_in(address)).map(|(a, mtu)| (*a, *mtu)).collect();
             addresses.remote.retain(|address, _| !is_in(address));
+            other.own = addresses.own.take_if(|own| is_in(own));
             all.insert(further.subnet.trunc(), other);
         }
         all.insert(part.subnet.trunc(), addresses);

@@ -60,6 +60,8 @@ impl<T> Steps<T> {
             };
             let known = steps.iter().find(same).map(|step| step.documents.clone());
             known.unwrap_or_else(|| {
+                // The whole of an earlier state, which is large, is sent to no session that begins now.
+                steps.retain(|step| step.before.is_some() || Arc::ptr_eq(&step.now, now));
                 let documents = Arc::new(OnceLock::new());
                 steps.push_back(EncodedStep { before: before.cloned(), now: now.clone(), documents: documents.clone() });
                 if steps.len() > STEPS {
@@ -94,5 +96,17 @@ mod tests {
         encode(Some(&Arc::new(1)), &two);
         assert_eq!(made, 3);
         assert_eq!(lock(&steps.0).len(), 3);
+    }
+
+    #[test]
+    fn the_whole_of_a_state_is_kept_until_there_is_a_later_one() {
+        let steps = Steps::<u8>::default();
+        let (one, two) = (Arc::new(1), Arc::new(2));
+        let encode = |_: Option<&u8>, now: &u8| vec![vec![*now].into()];
+        steps.documents(None, &one, encode);
+        steps.documents(None, &one, |_, _| unreachable!("it is kept"));
+        steps.documents(Some(&one), &two, encode);
+        let kept: Vec<bool> = lock(&steps.0).iter().map(|step| step.before.is_some()).collect();
+        assert_eq!(kept, [true]);
     }
 }

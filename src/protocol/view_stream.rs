@@ -260,7 +260,7 @@ fn shallow_cluster(part: &ClusterPart) -> ClusterPart {
         pools: part.pools.clone(),
         subnets: part.subnets.clone(),
         pairs: part.pairs.clone(),
-        network_names: part.network_names.clone(),
+        network_digests: part.network_digests.clone(),
         nodes: Vec::new(),
         ports: Vec::new(),
         counted: part.counted.clone(),

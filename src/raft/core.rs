@@ -263,7 +263,7 @@ impl Core {
         RaftStatus {
             id: self.id,
             term: raft.term,
-            leader: Some(raft.leader_id).filter(|id| *id != 0 && self.follows(*id)),
+            leader: self.leader(),
             is_leader: raft.state == StateRole::Leader && raft.apply_to_current_term(),
             applied: self.applied,
             last: (raft.raft_log.last_index(), raft.raft_log.last_term()),
@@ -273,6 +273,10 @@ impl Core {
             hears_majority: self.hears_majority(),
             problem: None,
         }
+    }
+
+    fn leader(&self) -> Option<u64> {
+        Some(self.raw.raft.leader_id).filter(|id| *id != 0 && self.follows(*id))
     }
 
     /// Whether the leader that raft remembers still counts. A manager that does not vote never stands for election, so that raft itself
@@ -393,12 +397,7 @@ impl Core {
     }
 
     fn require_leader(&self) -> Result<(), RaftError> {
-        let raft = &self.raw.raft;
-        if raft.state == StateRole::Leader {
-            Ok(())
-        } else {
-            Err(RaftError::NotLeader { leader: Some(raft.leader_id).filter(|l| *l != 0) })
-        }
+        if self.raw.raft.state == StateRole::Leader { Ok(()) } else { Err(RaftError::NotLeader { leader: self.leader() }) }
     }
 
     fn track_proposal(&mut self, ticket: u64, result: Result<(), RaftError>, effects: &mut Vec<Effect>) {

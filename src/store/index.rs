@@ -1,6 +1,7 @@
 //! Indexes over the tables: where a planner or a check would otherwise read every object. Written by `apply` together with the
 //! tables, rebuilt when a snapshot is read, and never part of one.
 
+use super::ids_by::IdsBy;
 use super::shared_specs::SharedSpecs;
 use crate::model::autoscale;
 use crate::model::{
@@ -9,37 +10,6 @@ use crate::model::{
 };
 use crate::model::{Protocol, PublishMode, SecretId, Service, ServiceId};
 use crate::model::{Task, TaskId, TaskState, Timestamp, WgKey, task::Attachment};
-use imbl::OrdSet;
-
-/// Ids by a key that several objects may have.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub(super) struct IdsBy<K: Ord, I: Ord>(OrdSet<(K, I)>);
-
-impl<K: Ord, I: Ord> Default for IdsBy<K, I> {
-    fn default() -> Self {
-        Self(OrdSet::default())
-    }
-}
-
-impl<K: Ord + Clone, I: Ord + Clone + Default> IdsBy<K, I> {
-    fn set(&mut self, key: &K, id: &I, present: bool) {
-        let entry = (key.clone(), id.clone());
-        let _ = if present { self.0.insert(entry).is_some() } else { self.0.remove(&entry).is_some() };
-    }
-    /// The ids with this key, in order.
-    pub(super) fn of<'a>(&'a self, key: &K) -> impl Iterator<Item = &'a I> + use<'a, K, I> {
-        self.from(key, I::default())
-    }
-    /// The ids with this key, from one on, in order.
-    pub(super) fn from<'a>(&'a self, key: &K, first: I) -> impl Iterator<Item = &'a I> + use<'a, K, I> {
-        let key = key.clone();
-        self.0.range((key.clone(), first)..).take_while(move |(other, _)| *other == key).map(|(_, id)| id)
-    }
-    /// All keys with their ids, in order.
-    pub(super) fn all(&self) -> impl Iterator<Item = (&K, &I)> {
-        self.0.iter().map(|(key, id)| (key, id))
-    }
-}
 
 /// All indexes.
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
@@ -116,22 +86,26 @@ impl StoreIndexes {
 
     fn set(&mut self, entry: &IndexEntry, present: bool) {
         match entry {
-            IndexEntry::NetworkName(name, id) => self.network_names.set(name, id, present),
-            IndexEntry::ServiceName(name, id) => self.service_names.set(name, id, present),
-            IndexEntry::TaskOfService(service, id) => self.tasks_of_service.set(service, id, present),
-            IndexEntry::TaskOfNode(node, id) => self.tasks_of_node.set(node, id, present),
-            IndexEntry::UnassignedTask(state, id) => self.unassigned_tasks.set(state, id, present),
-            IndexEntry::TaskOnNetwork(network, id) => self.tasks_on_network.set(network, id, present),
-            IndexEntry::DelayedTask(start, id) => self.delayed_tasks.set(start, id, present),
-            IndexEntry::ServiceOnNetwork(network, id) => self.services_on_network.set(network, id, present),
-            IndexEntry::NodeKey(key, id) => self.node_keys.set(key, id, present),
-            IndexEntry::PublishedPort(port, id) => self.ports.set(port, id, present),
-            IndexEntry::SecretName(name, id) => self.secret_names.set(name, id, present),
-            IndexEntry::ConfigName(name, id) => self.config_names.set(name, id, present),
-            IndexEntry::ServiceWith(payload, id) => self.services_with.set(payload, id, present),
-            IndexEntry::AutoscaledService(id) => self.autoscaled_services.set(&(), id, present),
+            IndexEntry::NetworkName(name, id) => set(&mut self.network_names, name, id, present),
+            IndexEntry::ServiceName(name, id) => set(&mut self.service_names, name, id, present),
+            IndexEntry::TaskOfService(service, id) => set(&mut self.tasks_of_service, service, id, present),
+            IndexEntry::TaskOfNode(node, id) => set(&mut self.tasks_of_node, node, id, present),
+            IndexEntry::UnassignedTask(state, id) => set(&mut self.unassigned_tasks, state, id, present),
+            IndexEntry::TaskOnNetwork(network, id) => set(&mut self.tasks_on_network, network, id, present),
+            IndexEntry::DelayedTask(start, id) => set(&mut self.delayed_tasks, start, id, present),
+            IndexEntry::ServiceOnNetwork(network, id) => set(&mut self.services_on_network, network, id, present),
+            IndexEntry::NodeKey(key, id) => set(&mut self.node_keys, key, id, present),
+            IndexEntry::PublishedPort(port, id) => set(&mut self.ports, port, id, present),
+            IndexEntry::SecretName(name, id) => set(&mut self.secret_names, name, id, present),
+            IndexEntry::ConfigName(name, id) => set(&mut self.config_names, name, id, present),
+            IndexEntry::ServiceWith(payload, id) => set(&mut self.services_with, payload, id, present),
+            IndexEntry::AutoscaledService(id) => set(&mut self.autoscaled_services, &(), id, present),
         }
     }
+}
+
+fn set<K: Ord + Clone, I: Ord + Clone>(ids: &mut IdsBy<K, I>, key: &K, id: &I, present: bool) {
+    if present { ids.insert(key, id) } else { ids.remove(key, id) }
 }
 
 /// An object with entries in the indexes.

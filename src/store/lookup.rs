@@ -67,12 +67,12 @@ impl Store {
     }
     /// Tasks with this address on a network: one, unless it passes from a plain container to the next.
     pub fn tasks_at(&self, network: &NetworkId, address: Ipv4Addr) -> impl Iterator<Item = &Task> {
-        let entries = self.indexes.tasks_on_network.from(network, (address.to_bits(), TaskId::default()));
+        let entries = self.indexes.tasks_on_network.from(network, &(address.to_bits(), TaskId::default()));
         entries.take_while(move |(bits, _)| *bits == address.to_bits()).filter_map(|(_, id)| self.task(id))
     }
     /// The addresses that tasks have on a network, from one on, in order.
     pub fn task_addresses(&self, network: &NetworkId, from: Ipv4Addr) -> impl Iterator<Item = Ipv4Addr> {
-        let entries = self.indexes.tasks_on_network.from(network, (from.to_bits(), TaskId::default()));
+        let entries = self.indexes.tasks_on_network.from(network, &(from.to_bits(), TaskId::default()));
         entries.map(|(address, _)| Ipv4Addr::from_bits(*address))
     }
     /// Tasks that are to run and have a start time, by that.

@@ -111,3 +111,18 @@ impl Store {
         Ok(document.store)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::durable::recorded::RecordedNames;
+
+    #[test]
+    fn every_field_of_a_snapshot_is_in_the_recorded_one() {
+        let recorded = include_bytes!("../../tests/it/formats/snapshot-2.json");
+        let names = RecordedNames::default();
+        names.read::<SnapshotDocument<Store>>(&serde_json::from_slice(recorded).unwrap()).unwrap();
+        let own = |name: &String| ["SnapshotDocument.", "SpecInSnapshot.", "Store."].iter().any(|own| name.starts_with(own));
+        assert_eq!(names.missing().into_iter().filter(own).collect::<Vec<_>>(), [""; 0]);
+    }
+}

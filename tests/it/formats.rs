@@ -2,6 +2,7 @@
 
 mod data_directory;
 mod messages;
+mod names;
 mod unknown_fields;
 
 use serde_json::Value;

@@ -3,7 +3,7 @@
 use crate::api::error::{ApiError, GrpcCode, Result};
 use crate::api::schema::{self, NETWORK};
 use crate::manager::allocator::overlap;
-use crate::model::dual_stack::{LONGEST_FOR_SEVERAL, gateway6, overlap6};
+use crate::model::dual_stack::{LONGEST_FOR_SEVERAL, MOST_OF_HOOKS, gateway6, overlap6};
 use crate::model::mesh::MeshPrefix;
 use crate::model::network::MTU;
 use crate::model::{Cluster, Network, NetworkSpec, SubnetPair, mesh};
@@ -30,6 +30,8 @@ pub fn network_warning<'a>(spec: &NetworkSpec, others: impl Iterator<Item = &'a 
     }
     let ranges: Vec<Ipv4Net> = spec.subnets.iter().map(|subnet| spec.range_in(*subnet).unwrap_or(*subnet)).collect();
     warnings.extend(room_warning(&ranges, nodes));
+    let others: Vec<&Network> = others.collect();
+    warnings.extend(hooks_warning(spec, others.iter().map(|other| &other.spec)));
     let taken6 = |other: &Network| {
         let theirs = other.subnet6.or(other.spec.subnet6)?;
         let subnet = spec.subnet6.filter(|subnet| overlap6(subnet, &theirs))?;
@@ -48,8 +50,20 @@ pub fn network_warning<'a>(spec: &NetworkSpec, others: impl Iterator<Item = &'a 
             other.spec.name
         ))
     };
-    warnings.extend(others.filter_map(taken));
+    warnings.extend(others.into_iter().filter_map(taken));
     warnings.join("; ")
+}
+
+/// Warns if the socket hooks of a node that has all networks could not serve one that has an entry of its own there.
+fn hooks_warning<'a>(spec: &NetworkSpec, others: impl Iterator<Item = &'a NetworkSpec>) -> Option<String> {
+    let all = others.map(NetworkSpec::hook_subnets).sum::<usize>() + spec.hook_subnets();
+    (spec.hook_subnets() > 0 && all > MOST_OF_HOOKS).then(|| {
+        format!(
+            "the networks of the swarm have {all} subnets of both families and further ones, and the eBPF programs of a node room for \
+             {MOST_OF_HOOKS}: on a node with tasks on that many of them, connections to virtual addresses of some do not work; \
+             `skep status` there names these"
+        )
+    })
 }
 
 /// Warns of subnets that cannot hold a task on each node beside their gateways and a virtual address.
@@ -103,9 +117,6 @@ pub fn network_spec(posted: &Value) -> Result<NetworkSpec> {
     let flag = |key: &str| posted[key].as_bool().unwrap_or(false);
     if flag("Ingress") && enable_ipv6 {
         return Err(ApiError::unsupported_field("EnableIPv6", "of the ingress network: it serves IPv6 clients as it is"));
-    }
-    if flag("Ingress") && pools.len() > 1 {
-        return Err(ApiError::unsupported_field("IPAM.Config", "with several subnets of the ingress network"));
     }
     let subnets = pools.iter().filter_map(|pool| pool.subnet).collect();
     let mut auxiliary_addresses = BTreeMap::new();
@@ -455,7 +466,7 @@ mod tests {
         let error = network_subnet6(&narrow, &crate::model::fixture::cluster()).unwrap_err();
         assert!(error.message.contains("a prefix of 96 or shorter"), "{error}");
         let ingress = json!({ "Name": "mesh", "Ingress": true, "IPAM": { "Config": [configs[0], configs[2]] } });
-        assert_eq!(network_spec(&ingress).unwrap_err().status, 501);
+        assert_eq!(network_spec(&ingress).unwrap().subnets.len(), 2);
     }
 
     #[test]
@@ -484,5 +495,19 @@ mod tests {
         assert_eq!(warning("172.16.0.0/29", 4), "");
         assert!(warning("172.16.0.0/29", 5).contains("has room for 5 addresses only"));
         assert!(warning("172.16.0.0/32", 1).contains("has room for 0 addresses only"));
+    }
+
+    #[test]
+    fn subnets_that_the_socket_hooks_have_no_room_for_are_a_warning() {
+        let network = |n: usize| {
+            let spec = dual(&json!([])).unwrap();
+            Network::new(format!("n{n}").as_str().into(), spec)
+        };
+        let others: Vec<Network> = (0..MOST_OF_HOOKS).map(network).collect();
+        let warning = |spec: &NetworkSpec, others: &[Network]| network_warning(spec, others.iter(), 1);
+        assert_eq!(warning(&others[0].spec, &others[1..]), "");
+        assert!(warning(&others[0].spec, &others).contains("have 1025 subnets of both families and further ones"));
+        let simple = network_spec(&posted(&json!({ "Subnet": "172.16.0.0/24" }))).unwrap();
+        assert_eq!(warning(&simple, &others), "", "it needs no entry");
     }
 }

@@ -102,6 +102,7 @@ pub(super) async fn write_line(writer: &mut (impl AsyncWrite + Unpin + Send), me
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::durable::recorded::RecordedNames;
 
     #[tokio::test]
     async fn truncated_and_overlong_lines_are_errors() {
@@ -112,6 +113,23 @@ mod tests {
         assert!(read_line(&mut b"".as_slice()).await.unwrap().is_none());
         let long = vec![b'x'; usize::try_from(MAX_LINE).unwrap() + 1];
         assert!(matches!(read_line(&mut long.as_slice()).await, Err(LineError::TooLong)));
+    }
+
+    fn check<T: Serialize + serde::de::DeserializeOwned>(names: &RecordedNames, recorded: &serde_json::Value, kind: &str) {
+        for document in recorded[kind].as_array().unwrap() {
+            assert_eq!(serde_json::to_value(names.read::<T>(document).unwrap()).unwrap(), *document, "{kind}");
+        }
+    }
+
+    /// The daemon and the process may be of two builds.
+    #[test]
+    fn what_they_say_is_recorded_with_every_field() {
+        let recorded = serde_json::from_slice(include_bytes!("../../../tests/it/formats/tunnel.json")).unwrap();
+        let names = RecordedNames::default();
+        check::<TunnelRequest>(&names, &recorded, "TunnelRequest");
+        check::<TunnelStep>(&names, &recorded, "TunnelStep");
+        check::<TunnelReply>(&names, &recorded, "TunnelReply");
+        assert_eq!(names.missing(), [""; 0], "record them in tests/it/formats/tunnel.json");
     }
 
     #[test]

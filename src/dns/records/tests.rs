@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::model::fixture;
+use crate::model::network::FurtherSubnet;
 use crate::model::view::{Networks, Tasks};
 use crate::model::view::{ServiceNames, ServiceVip, TaskEndpoint};
 use crate::model::{NetworkV6, PortConfig, Protocol};
@@ -232,6 +233,28 @@ fn names_on_a_dual_stack_network_have_addresses_of_both_families() {
     assert_eq!(pointer("fd00:2::1f"), (RecordAnswer::Pointer("db.1.db1id.back".to_owned()), RecordAnswer::NoSuchName));
     assert_eq!(pointer("fd00:2::9").0, RecordAnswer::Pointer("db.back".to_owned()));
     assert_eq!(pointer("fd00:2::77").0, RecordAnswer::NoSuchName);
+}
+
+/// The parts of its IPv6 subnet for its IPv4 subnets leave much of it out, and the gateway may be there.
+#[test]
+fn the_name_of_no_address_of_a_network_is_asked_for_outside() {
+    let mut view = view();
+    let mut networks = (*view.networks).clone();
+    let back = networks.by_id.values_mut().find(|network| network.name == "back").unwrap();
+    back.v6 = Some(NetworkV6 { subnet: "fd00:2::/64".parse().unwrap(), gateway: "fd00:2::1".parse().unwrap() });
+    back.further = vec![FurtherSubnet { subnet: "10.0.9.0/24".parse().unwrap(), gateway: [10, 0, 9, 1].into() }];
+    view.networks = Arc::new(networks);
+    let (gateway, source) = client("web");
+    let records = Records::build(&ME.into(), &view, &VipReadiness::default());
+    for (address, expected) in [
+        ("fd00:2::1", RecordAnswer::NoSuchName),
+        ("fd00:2::a00:903", RecordAnswer::NoSuchName),
+        ("fd00:3::1", forward_to(&["192.0.2.53", "2001:db8::53"])),
+    ] {
+        let name = hickory_proto::rr::Name::from(address.parse::<IpAddr>().unwrap()).to_ascii();
+        let name = name.trim_end_matches('.');
+        assert_eq!(records.answer(gateway.into(), source.into(), name, RecordType::PTR, &mut rng()), expected, "{address}");
+    }
 }
 
 #[test]

@@ -153,7 +153,8 @@ fn config(view: &NodeView, inputs: &Inputs) -> Config {
         ingress: ingress.map_or(0, |network| convert::v4(network.subnet.network())),
         udp_idle: u32::try_from(inputs.udp_idle.as_secs()).unwrap_or(u32::MAX).max(1),
         tunnel_port: convert::port(own.endpoints.first().map_or(DEFAULT_PORT, SocketAddr::port)),
-        ingress_length: ingress.map_or(0, |network| network.subnet.prefix_len().into()),
+        // With further subnets an address says nothing by itself.
+        ingress_length: ingress.filter(|n| n.further.is_empty()).map_or(0, |network| network.subnet.prefix_len().into()),
         hash_key: convert::hash_key(cluster_key(view)),
     }
 }

@@ -28,13 +28,16 @@ pub struct HttpChoice {
 }
 
 /// The claims, sorted by host and prefix, and what of the services is not served, for users. The oldest service has a host and
-/// prefix that several name, unless all of them name a weight.
+/// prefix that several name, unless all of them name a weight. The cluster's page has a host for itself: what another route served
+/// there would have the page's origin in a browser, and with it what the page may ask for.
 pub fn decide(services: &[Arc<HttpService>]) -> (Vec<HttpClaim>, Vec<String>) {
     let mut by_age: Vec<&Arc<HttpService>> = services.iter().collect();
     by_age.sort_by_key(|service| (service.created_at, &service.service_id));
     let names: BTreeMap<&ServiceId, &str> = services.iter().map(|s| (&s.service_id, s.service_name.as_str())).collect();
     let mut claims: BTreeMap<(&str, &str, bool), Claimants> = BTreeMap::new();
     let mut problems = Vec::new();
+    // The route that has a host first, and whether it is that of the page.
+    let mut hosts: BTreeMap<&str, HostOwner> = BTreeMap::new();
     for service in by_age {
         let of_service = service.problems.iter().map(|problem| format!("service {}: {problem}", service.service_name));
         problems.extend(of_service);
@@ -44,7 +47,21 @@ pub fn decide(services: &[Arc<HttpService>]) -> (Vec<HttpClaim>, Vec<String>) {
                 HttpEntry::Plain => &[false],
                 HttpEntry::Tls => &[true],
             };
-            for (host, tls) in route.hosts.iter().flat_map(|host| listeners.iter().map(move |tls| (host, *tls))) {
+            let mut served = Vec::new();
+            for host in &route.hosts {
+                let first = *hosts.entry(host).or_insert(HostOwner { service, index, dashboard: route.dashboard });
+                let is_own = (first.index, &first.service.service_id) == (index, &service.service_id);
+                if is_own || !(first.dashboard || route.dashboard) {
+                    served.push(host);
+                    continue;
+                }
+                problems.push(format!(
+                    "service {}: {host}{} shares its host with {}, which is older: the page of the cluster has a host for itself, name \
+                     another one",
+                    service.service_name, route.prefix, first.service.service_name
+                ));
+            }
+            for (host, tls) in served.into_iter().flat_map(|host| listeners.iter().map(move |tls| (host, *tls))) {
                 let claim = claims.entry((host, &route.prefix, tls)).or_default();
                 let choice = HttpChoice { service: service.service_id.clone(), route: index, weight: route.weight.unwrap_or(1) };
                 match claim.choices.first() {
@@ -72,6 +89,14 @@ pub fn decide(services: &[Arc<HttpService>]) -> (Vec<HttpClaim>, Vec<String>) {
     // A route on both listeners meets the same other route on both.
     problems.dedup();
     (claims.into_iter().map(claim).collect(), problems)
+}
+
+/// The first route of a host.
+#[derive(Clone, Copy)]
+struct HostOwner<'a> {
+    service: &'a HttpService,
+    index: usize,
+    dashboard: bool,
 }
 
 #[derive(Default)]
@@ -140,6 +165,23 @@ pub(super) mod tests {
         let owners: Vec<_> = claims.iter().map(|claim| (claim.tls, claim.choices[0].service.to_string())).collect();
         assert_eq!(owners, [(false, "p".to_owned()), (true, "t".to_owned())]);
         assert_eq!(problems.len(), 2, "{problems:?}");
+    }
+
+    #[test]
+    fn the_page_of_the_cluster_has_its_host_for_itself() {
+        let page = |created| {
+            let service = service("page", created, "skep.b", None);
+            let routes = service.routes.iter().map(|route| HttpRoute { dashboard: true, ..route.clone() }).collect();
+            Arc::new(HttpService { routes, ..(*service).clone() })
+        };
+        let (path, other) = (service("path", 5, "skep.b/api", Some(1)), service("other", 5, "shop.b/api", None));
+        let (claims, problems) = decide(&[page(1), path.clone(), other.clone()]);
+        assert_eq!(shown(&claims), ["shop.b/api other*1", "skep.b/ page*1"]);
+        let [problem] = &problems[..] else { panic!("{problems:?}") };
+        assert!(problem.contains("service path: skep.b/api shares its host with page, which is older"), "{problem}");
+        let (claims, problems) = decide(&[page(9), path, other]);
+        assert_eq!(shown(&claims), ["shop.b/api other*1", "skep.b/api path*1"], "the older one keeps what it had");
+        assert!(problems[0].contains("service page: skep.b/ shares its host with path"), "{problems:?}");
     }
 
     #[test]

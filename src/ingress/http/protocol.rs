@@ -48,3 +48,37 @@ pub fn dashboard_socket(run_dir: &Path) -> PathBuf {
 pub(super) fn pid_file(control: &Path) -> PathBuf {
     control.with_extension("pid")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::state::HttpStatus;
+    use super::super::table::HttpTable;
+    use super::*;
+    use crate::durable::recorded::RecordedNames;
+    use serde::de::DeserializeOwned;
+    use serde_json::Value;
+
+    fn check<T: Serialize + DeserializeOwned>(names: &RecordedNames, recorded: &Value, kind: &str) {
+        for document in recorded[kind].as_array().unwrap() {
+            assert_eq!(serde_json::to_value(names.read::<T>(document).unwrap()).unwrap(), *document, "{kind}");
+        }
+    }
+
+    /// The daemon and the process may be of two builds.
+    #[test]
+    fn what_they_say_is_recorded_with_every_field() {
+        let recorded = serde_json::from_slice(include_bytes!("../../../tests/it/formats/http.json")).unwrap();
+        let names = RecordedNames::default();
+        check::<HttpHello>(&names, &recorded, "HttpHello");
+        check::<HttpTable>(&names, &recorded, "HttpTable");
+        check::<HttpStatus>(&names, &recorded, "HttpStatus");
+        // Those of routes and of the authority's challenges are recorded with the view.
+        let own =
+            |name: &String| !["HttpEntry", "HttpScheme", "HttpRedirect", "AcmeChallengeKind"].iter().any(|o| name.starts_with(o));
+        assert_eq!(
+            names.missing().into_iter().filter(own).collect::<Vec<_>>(),
+            [""; 0],
+            "record them in tests/it/formats/http.json"
+        );
+    }
+}

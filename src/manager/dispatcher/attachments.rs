@@ -42,7 +42,7 @@ fn changes(store: &Store, node: &NodeId, reported: &[ContainerAttachment], now: 
                 out.push(Action::create(attachment.task(node, network, now)));
             }
             Some(task) if task.node_id.as_ref() == Some(node) && is_other(task, attachment) => {
-                out.push(Action::update(Task { attached: Some(attachment.container.clone()), ..task.clone() }));
+                out.push(Action::update(Task { attached: Some(Box::new(attachment.container.clone())), ..task.clone() }));
             }
             // An id that another task has cannot be drawn by chance.
             None | Some(_) => {}
@@ -52,7 +52,7 @@ fn changes(store: &Store, node: &NodeId, reported: &[ContainerAttachment], now: 
 }
 
 fn is_other(task: &Task, attachment: &ContainerAttachment) -> bool {
-    task.attached.as_ref().is_some_and(|container| *container != attachment.container)
+    task.attached.as_ref().is_some_and(|container| **container != attachment.container)
 }
 
 /// The network that a user means, by its id or its name.

@@ -9,6 +9,7 @@ use crate::model::template::TemplateContext;
 use crate::model::view::{Backend, ClusterPart, NetworkPart, Peer, PublishedPort, ServiceNames, ServiceVip, TaskEndpoint};
 use crate::model::{AcmeCertificate, Network, NetworkId, Node, NodeId, NodeState, Protocol, Service, Task, task::Attachment};
 use crate::store::Store;
+use crate::trust::name_digest;
 use ipnet::Ipv4Net;
 use std::sync::Arc;
 
@@ -128,10 +129,11 @@ pub(super) fn cluster_head(store: &Store) -> Option<ClusterPart> {
     subnets.sort();
     let mut pairs: Vec<_> = store.networks().flat_map(Network::pairs).collect();
     pairs.sort();
-    let network_names = store.networks().filter(|network| !network.removing).map(|network| network.spec.name.clone()).collect();
+    let named = store.networks().filter(|network| !network.removing);
+    let network_digests = named.map(|network| name_digest(cluster.mesh, &network.spec.name)).collect();
     let counted = store.autoscaled_services().map(|service| service.id.clone()).collect();
     let trust = cluster.trust_bundle().map(Arc::new);
-    Some(ClusterPart { pools, subnets, pairs, network_names, counted, trust, ..ClusterPart::new(cluster.mesh) })
+    Some(ClusterPart { pools, subnets, pairs, network_digests, counted, trust, ..ClusterPart::new(cluster.mesh) })
 }
 
 /// What nodes serve of the certificates by ACME.

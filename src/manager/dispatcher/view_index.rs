@@ -7,7 +7,8 @@ use super::view;
 use crate::manager::allocator::ingress;
 use crate::model::view::{ClusterPart, NetworkPart, Networks, PublishedPort};
 use crate::model::{
-    AcmeCertificate, ClusterSecret, Network, NetworkId, Node, NodeId, NodeState, NodeView, Service, ServiceId, Task, TaskId,
+    AcmeCertificate, Cluster, ClusterSecret, Network, NetworkId, Node, NodeId, NodeState, NodeView, Service, ServiceId, Task,
+    TaskId,
 };
 use crate::store::{Store, StoreObject, changed};
 use std::cmp::Ordering;
@@ -193,8 +194,12 @@ impl ViewIndex {
     fn update_cluster(&mut self, before: &Store, after: &Store, stale: &StaleEntries) -> bool {
         let Some(mut cluster) = self.cluster.take() else { return false };
         let mut changed = false;
-        // The heads are small; comparing them is cheaper than finding out whether they may differ.
-        if let Some(head) = view::cluster_head(after)
+        // The heads are made of all networks.
+        let may_differ = changed_any::<Cluster>(before, after)
+            || changed_any::<Network>(before, after)
+            || changed_any::<Service>(before, after);
+        if may_differ
+            && let Some(head) = view::cluster_head(after)
             && view::cluster_head(before).as_ref() != Some(&head)
         {
             let part = Arc::make_mut(&mut cluster);

@@ -241,9 +241,20 @@ fn draw() -> TaskId {
 mod tests {
     use super::*;
     use crate::clock::SystemClock;
+    use crate::durable::recorded::RecordedNames;
     use crate::model::fixture;
     use crate::model::task::Attachment;
     use crate::model::view::Tasks;
+
+    #[test]
+    fn a_file_with_every_field_is_read_and_written_the_same() {
+        let recorded: serde_json::Value =
+            serde_json::from_slice(include_bytes!("../../../tests/it/formats/attachments.json")).unwrap();
+        let names = RecordedNames::default();
+        let read = names.read::<AttachmentDocument>(&recorded).unwrap();
+        assert_eq!(names.missing(), [""; 0], "record them in tests/it/formats/attachments.json");
+        assert_eq!(serde_json::to_value(read).unwrap(), recorded);
+    }
 
     /// In a swarm that has answered nothing.
     fn attachments(name: &str) -> Attachments {

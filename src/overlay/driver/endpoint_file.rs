@@ -159,6 +159,7 @@ impl EndpointFile {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::durable::recorded::RecordedNames;
     use std::path::Path;
 
     #[tokio::test]
@@ -171,6 +172,20 @@ mod tests {
         file.update(|_| ()).await.unwrap();
         let value = |path: &Path| serde_json::from_slice::<serde_json::Value>(&std::fs::read(path).unwrap()).unwrap();
         assert_eq!(value(&copy), value(&recorded), "the release before can read it again");
+        std::fs::remove_file(&copy).unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_file_with_every_field_is_read_and_written_the_same() {
+        let recorded = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it/formats/endpoints.json");
+        let value = |path: &Path| serde_json::from_slice::<serde_json::Value>(&std::fs::read(path).unwrap()).unwrap();
+        let names = RecordedNames::default();
+        names.read::<EndpointDocument>(&value(&recorded)).unwrap();
+        assert_eq!(names.missing(), [""; 0], "record them in {}", recorded.display());
+        let copy = std::env::temp_dir().join(format!("skep-endpoints-all-{}.json", std::process::id()));
+        std::fs::copy(&recorded, &copy).unwrap();
+        EndpointFile::open(copy.clone()).unwrap().update(|_| ()).await.unwrap();
+        assert_eq!(value(&copy), value(&recorded));
         std::fs::remove_file(&copy).unwrap();
     }
 }

@@ -4,10 +4,14 @@
 use super::assert_contains;
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::Value;
+use skep::manager::new_cluster::ManagerGreeting;
 use skep::model::FormatRange;
-use skep::protocol::{FORMATS, FromJoiner, MembershipAnswer, ToJoiner, ToManager, ToNode, formats_in, formats_of_peer};
+use skep::protocol::{
+    FORMATS, FromJoiner, MembershipAnswer, RenewalAnswer, RenewalRequest, ToJoiner, ToManager, ToNode, formats_in,
+    formats_of_peer,
+};
 
-const RECORDED: [(u32, &str); 4] = [
+pub const RECORDED: [(u32, &str); 4] = [
     (2, include_str!("messages-2.json")),
     (3, include_str!("messages-3.json")),
     (4, include_str!("messages-4.json")),
@@ -34,6 +38,9 @@ fn the_messages_of_each_format_are_read_and_written() {
         // Its connection names its own format.
         if format == FORMATS.newest {
             assert_eq!(check::<MembershipAnswer>(format, &recorded, "MembershipAnswer").len(), 3);
+            check::<RenewalRequest>(format, &recorded, "RenewalRequest");
+            check::<RenewalAnswer>(format, &recorded, "RenewalAnswer");
+            check::<ManagerGreeting>(format, &recorded, "ManagerGreeting");
         }
         for message in check::<ToManager>(format, &recorded, "ToManager") {
             assert!(message.is_in(format), "{message:?}");

@@ -447,6 +447,8 @@ fn a_manager_that_does_not_vote_forgets_a_leader_that_is_silent() {
     }
     // What it has may be old: it says so to those who read, and refuses to write.
     assert_eq!(network.status(2).leader, None);
+    let ticket = network.propose(2);
+    assert_eq!(network.answered[&ticket], Err(RaftError::NotLeader { leader: None }));
     network.disconnected.clear();
     network.settle(|network| network.status(2).leader == Some(1));
 }

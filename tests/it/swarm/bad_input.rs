@@ -1,9 +1,14 @@
 //! Mistakes of the first day: each error names what and where, and nothing is lost.
 
 use super::kit::*;
+use super::logs::descriptors;
+use super::networks::container_of;
 use serde_json::json;
+use skep::lab::Host;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::UnixStream;
 use tokio::process::Command;
 
 /// Shortens joins that must fail; enough for a second handshake, five seconds after the first.
@@ -118,6 +123,7 @@ async fn garbage_on_2377_and_a_port_in_use_disturb_no_other_traffic() {
     swarm.ready(2).await;
     let to: SocketAddr = (manager.address(), 8080).into();
     within(10, "the manager's port to answer", || ask(worker, to)).await;
+    bad_requests_leave_nothing_open(manager).await;
     let ports = within(5, "the port in use to be reported", || async {
         let status = status(worker).await;
         let port = status["ports"].as_array().into_iter().flatten().find(|p| p["port"] == 8080).cloned();
@@ -133,6 +139,70 @@ async fn garbage_on_2377_and_a_port_in_use_disturb_no_other_traffic() {
     worker.run("busybox killall nc").await.ok();
     within(15, "the freed port to answer", || ask(manager, (worker.address(), 8080).into())).await;
     swarm.stop().await;
+}
+
+/// Requests of all bad kinds, and clients that go away: within a head, a body, a stream that is upgraded, and one without an end.
+async fn bad_requests_leave_nothing_open(host: &Host) {
+    const TIMES: usize = 20;
+    let container = container_of(host, "web").await.expect("a task");
+    let (id, upgrade) = ("x".repeat(5_000), "Connection: Upgrade\r\nUpgrade: tcp\r\n");
+    let create =
+        |body: &str| format!("POST /v1.44/services/create HTTP/1.1\r\nHost: d\r\nContent-Length: {}\r\n\r\n{body}", body.len());
+    let get = |target: &str, more: &str| format!("GET {target} HTTP/1.1\r\nHost: d\r\n{more}\r\n");
+    let requests = [
+        create(&format!("{}1{}", "[".repeat(20_000), "]".repeat(20_000))),
+        create(r#"{"Name": 5, "TaskTemplate": []}"#),
+        create("{").replace("Length: 1", "Length: 900000"),
+        create("").replace("Length: 0", "Length: 99999999999"),
+        get("/v9.99/services", ""),
+        get("/services?filters={%22nosuch%22:[%22a%22]}", ""),
+        get("/v1.44/services/..%2f..%2fetc", ""),
+        get(&format!("/services/{id}"), ""),
+        "GET /serv".to_owned(),
+        get("/events", ""),
+        get("/services/web/logs?stdout=1&follow=1", ""),
+        get(&format!("/containers/{container}/attach?stream=1&stdin=1&stdout=1"), upgrade).replacen("GET", "POST", 1),
+    ];
+    let send = async || {
+        for request in &requests {
+            let mut stream = UnixStream::connect(host.skep_socket()).await.expect("connects");
+            // The server may have closed its end while it is written.
+            let _ = stream.write_all(request.as_bytes()).await;
+            // A request that is cut short has no answer.
+            let mut first = [0; 64];
+            let _ = tokio::time::timeout(Duration::from_millis(100), stream.read(&mut first)).await;
+        }
+    };
+    let open = async || descriptors(host, "skep").await + descriptors(host, "dockerd").await;
+    // What is kept for the next requests is open before, too.
+    send().await;
+    let before = within(20, "the first ones to be closed", || async {
+        let (one, other) = (open().await, open().await);
+        anyhow::ensure!(one == other, "{one}, {other}");
+        Ok((other, resident(host).await))
+    })
+    .await;
+    for _ in 0..TIMES {
+        send().await;
+    }
+    within(20, "no descriptor more than before", || async {
+        let now = open().await;
+        anyhow::ensure!(now <= before.0, "{now} are open, {} before", before.0);
+        Ok(())
+    })
+    .await;
+    let grown = resident(host).await.saturating_sub(before.1);
+    assert!(grown < 16 << 10, "{grown} KiB more than the {} of before, after {} requests", before.1, TIMES * requests.len());
+}
+
+/// Memory of skep's processes on a host, in KiB.
+async fn resident(host: &Host) -> u64 {
+    let mut all = 0;
+    for pid in host.run("busybox pidof skep").await.expect("runs").split_whitespace() {
+        let line = host.run(&format!("busybox grep VmRSS /proc/{pid}/status")).await.expect("its memory");
+        all += line.split_whitespace().nth(1).and_then(|number| number.parse::<u64>().ok()).expect("a number");
+    }
+    all
 }
 
 #[tokio::test]

@@ -7,7 +7,7 @@ use std::process::Stdio;
 use tokio::io::{AsyncBufReadExt as _, BufReader};
 
 /// Open descriptors of the programs with this name on a host.
-async fn descriptors(host: &Host, program: &str) -> usize {
+pub async fn descriptors(host: &Host, program: &str) -> usize {
     let pids = host.run(&format!("busybox pidof {program}")).await.expect("runs");
     let mut count = 0;
     for pid in pids.split_whitespace() {

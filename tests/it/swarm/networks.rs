@@ -338,10 +338,15 @@ async fn ingress_is_removed_and_made_again_with_another_subnet() {
     .await;
     let refused = refused(manager, &format!("service create --detach -p 8080:80 {WHOAMI_IMAGE}")).await;
     assert!(refused.contains("service needs ingress network, but no ingress network is present"), "{refused}");
-    manager
-        .docker_run("network create -d overlay --ingress --subnet 192.168.77.0/24 --gateway 192.168.77.254 --opt com.docker.network.driver.mtu=1300 edge")
-        .await
-        .expect("another ingress");
+    // One of the nodes has the only address of the first subnet. By the API: the CLI posts subnets in an order of chance.
+    let edge = json!({
+        "Name": "edge", "Driver": "overlay", "Ingress": true, "Options": { "com.docker.network.driver.mtu": "1300" },
+        "IPAM": { "Config": [
+            { "Subnet": "192.168.76.0/30", "Gateway": "192.168.76.2" },
+            { "Subnet": "192.168.77.0/24", "Gateway": "192.168.77.254" },
+        ] },
+    });
+    ok(&post(manager, "/networks/create", &edge).await);
     swarm.service("web", 2, Some(8080), json!({})).await;
     wait_for_backends(&swarm.hosts, "8080/tcp", 2).await;
     for host in &swarm.hosts {
