@@ -140,6 +140,10 @@ pub(super) fn summary(http: &HttpStatus) -> String {
     if !refused.is_empty() {
         let _ = writeln!(out, "HTTP:     cut or refused: {}", refused.join(", "));
     }
+    if http.log_lines_dropped > 0 {
+        let _ =
+            writeln!(out, "HTTP:     {} lines of the access log dropped: its reader stalls or is gone", http.log_lines_dropped);
+    }
     if !http.error.is_empty() {
         let _ = writeln!(out, "HTTP:     {}", http.error);
     }

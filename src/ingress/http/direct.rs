@@ -7,7 +7,9 @@ use super::context::{RequestContext, RequestEnd};
 use super::plain_client::PlainClient;
 use super::reply::{Reply, failure};
 use super::routes::ServedRoute;
-use super::rules::{IngressState, RequestDecision, answered, broke_off, choose_task, connect_failed, to_client, to_task_bytes};
+use super::rules::{
+    IngressState, RequestDecision, answered, broke_off, choose_task, connect_failed, to_client, to_task_bytes, unasked_upgrade,
+};
 use super::task_connection::{TaskConnection, TaskPool};
 use super::upstream::TASK_IDLE;
 use bytes::Bytes;
@@ -20,7 +22,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 /// Connections to a task that wait for their next request.
-const POOL: usize = 512;
+const KEPT_BY_TASK: usize = 512;
 
 /// Smaller parts of a body are copied where they wait to be sent: as slices they keep what was read with them.
 const SLICED: usize = 16 << 10;
@@ -129,7 +131,7 @@ impl AnswerTo<'_> {
 
 impl DirectProxy {
     pub fn new(state: Arc<IngressState>) -> Self {
-        Self { state, pool: TaskPool::new(POOL, TASK_IDLE) }
+        Self { state, pool: TaskPool::new(KEPT_BY_TASK, TASK_IDLE) }
     }
 
     /// Connections are closed with their next answer.
@@ -294,7 +296,7 @@ async fn asked(
             () = to.gone() => return Err(client_gone()),
         };
         match head.status.as_u16() {
-            101 => return Err(Error::explain(ErrorType::InvalidHTTPHeader, "an upgrade that was not asked for").into_up()),
+            101 => return Err(unasked_upgrade()),
             100..=199 => to.informational(&head).await?,
             _ => return Ok(head),
         }

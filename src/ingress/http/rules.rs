@@ -8,6 +8,7 @@ use super::context::{Arrival, RequestContext, RequestEnd};
 use super::credentials::{CredentialCheck, Credentials};
 use super::limits::HttpLimits;
 use super::log_format::HttpAccessLog;
+use super::log_lines::LogLines;
 use super::mirror::Mirror;
 use super::refusals::{HttpRefusal, HttpRefusals};
 use super::reply::{Reply, no_task, redirect, too_large};
@@ -37,6 +38,7 @@ pub(super) struct IngressState {
     pub connector: Arc<MeshConnector>,
     pub credentials: Credentials,
     pub access_log: ArcSwap<HttpAccessLog>,
+    pub log_lines: LogLines,
     pub limits: Arc<ArcSwap<HttpLimits>>,
     pub refusals: Arc<HttpRefusals>,
     pub mirror: Arc<Mirror>,
@@ -119,10 +121,21 @@ pub(super) fn broke_off(context: &mut RequestContext, request: &RequestHeader, i
 /// # Errors
 /// A header that cannot be set.
 pub(super) fn to_task(request: &mut RequestHeader, context: &mut RequestContext, route: &ServedRoute) -> Result<()> {
+    changed_for_task(request, context, route, true)
+}
+
+/// `with_client`: what is said of the client becomes a part of the head.
+fn changed_for_task(
+    request: &mut RequestHeader,
+    context: &mut RequestContext,
+    route: &ServedRoute,
+    with_client: bool,
+) -> Result<()> {
     forwarded::clear(request, &context.requester);
     context.traceparent = forwarded::trace(request);
-    let context = &*context;
-    about_client(context, |name, value| request.insert_header(name, value))?;
+    if with_client {
+        about_client(context, |name, value| request.insert_header(name, value))?;
+    }
     rewriting::request(request, &route.route)
 }
 
@@ -133,13 +146,7 @@ pub(super) fn to_task(request: &mut RequestHeader, context: &mut RequestContext,
 pub(super) fn to_task_bytes(request: &mut RequestHeader, context: &mut RequestContext, route: &ServedRoute) -> Result<BytesMut> {
     // What is said of the client need not be looked up among other fields, unless the route changes some.
     let apart = route.route.request_headers.is_empty();
-    if apart {
-        forwarded::clear(request, &context.requester);
-        context.traceparent = forwarded::trace(request);
-        rewriting::request(request, &route.route)?;
-    } else {
-        to_task(request, context, route)?;
-    }
+    changed_for_task(request, context, route, !apart)?;
     let unsendable = || Error::explain(ErrorType::InvalidHTTPHeader, "the request cannot be sent in HTTP/1").into_down();
     let mut bytes = http_req_header_to_wire(request).ok_or_else(unsendable)?;
     if apart {
@@ -157,6 +164,12 @@ pub(super) fn to_task_bytes(request: &mut RequestHeader, context: &mut RequestCo
 
 fn about_client(context: &RequestContext, set: impl FnMut(&'static str, &str) -> Result<()>) -> Result<()> {
     forwarded::fields(&context.requester, &context.request_id, &context.traceparent, set)
+}
+
+/// A task says that it has taken over the connection, which it was not asked for.
+#[expect(clippy::unnecessary_box_returns, reason = "as all errors of pingora are")]
+pub(super) fn unasked_upgrade() -> Box<Error> {
+    Error::explain(ErrorType::InvalidHTTPHeader, "an upgrade that was not asked for").into_up()
 }
 
 /// A task has answered.
@@ -312,13 +325,13 @@ impl IngressState {
     pub fn ended(&self, context: &RequestContext, end: &RequestEnd<'_>) {
         let took = context.started.elapsed();
         if let Some(route) = &context.route {
-            route.counters.count(end.status, took);
+            route.counters.count(end.status, took, &context.traceparent);
         }
         let is_stalled =
             |error: &Error| *error.etype() == ErrorType::WriteTimedout && *error.esource() == ErrorSource::Downstream;
         if end.error.is_some_and(is_stalled) {
             self.refusals.count(HttpRefusal::SlowReader);
         }
-        access_log::write(**self.access_log.load(), end, context, took);
+        access_log::write(&self.log_lines, **self.access_log.load(), end, context, took);
     }
 }
