@@ -16,8 +16,9 @@ use super::routes::{Claim, Routes, ServedRoute};
 use super::{access_log, credentials, forwarded, guard, path, rewriting};
 use crate::model::http::HttpBackend;
 use arc_swap::ArcSwap;
+use axum::http::header::HOST;
 use bytes::{BufMut as _, BytesMut};
-use pingora::http::{RequestHeader, ResponseHeader, StatusCode};
+use pingora::http::{RequestHeader, ResponseHeader, StatusCode, Version};
 use pingora::protocols::http::v1::client::http_req_header_to_wire;
 use pingora::{Error, ErrorSource, ErrorType, Result};
 use std::path::PathBuf;
@@ -146,19 +147,26 @@ fn changed_for_task(
 pub(super) fn to_task_bytes(request: &mut RequestHeader, context: &mut RequestContext, route: &ServedRoute) -> Result<BytesMut> {
     // What is said of the client need not be looked up among other fields, unless the route changes some.
     let apart = route.route.request_headers.is_empty();
+    // HTTP/2 names its host apart from the fields, too.
+    let authority = request.uri.authority().filter(|_| !request.headers.contains_key(HOST)).cloned();
+    request.set_version(Version::HTTP_11);
     changed_for_task(request, context, route, !apart)?;
     let unsendable = || Error::explain(ErrorType::InvalidHTTPHeader, "the request cannot be sent in HTTP/1").into_down();
     let mut bytes = http_req_header_to_wire(request).ok_or_else(unsendable)?;
-    if apart {
-        bytes.truncate(bytes.len() - b"\r\n".len());
-        about_client(context, |name, value| {
-            for part in [name, ": ", value, "\r\n"] {
-                bytes.put_slice(part.as_bytes());
-            }
-            Ok(())
-        })?;
-        bytes.put_slice(b"\r\n");
+    bytes.truncate(bytes.len() - b"\r\n".len());
+    let mut add = |name: &'static str, value: &str| {
+        for part in [name, ": ", value, "\r\n"] {
+            bytes.put_slice(part.as_bytes());
+        }
+        Ok(())
+    };
+    if let Some(host) = authority.filter(|_| !request.headers.contains_key(HOST)) {
+        add("Host", host.as_str())?;
     }
+    if apart {
+        about_client(context, add)?;
+    }
+    bytes.put_slice(b"\r\n");
     Ok(bytes)
 }
 
