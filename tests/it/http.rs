@@ -14,6 +14,7 @@ mod smuggling;
 mod takeover;
 mod task;
 mod tls;
+mod traefik_stacks;
 mod upgrades;
 
 use serde_json::{Value, json};
