@@ -108,7 +108,7 @@ impl IngressApp {
         let peer = peer.ip().to_canonical();
         let (mut client, mut from) = (Some(peer).filter(|peer| !limits.trusts(*peer)), peer);
         if limits.begins_with_proxy_header(peer) {
-            let header = timeout(limits.head(), stream.take_proxy_header()).await;
+            let header = timeout(limits.head(), Box::pin(stream.take_proxy_header())).await;
             let ends = header.ok().and_then(Result::ok).ok_or(HttpRefusal::ProxyHeader)?;
             client = ends.map(|(from, _)| from.ip());
             if let Some((client, to)) = ends {
@@ -123,7 +123,7 @@ impl IngressApp {
         let progress = RequestProgress::new(limits.head());
         let mut overdue = std::pin::pin!(progress.overdue(&limits));
         let stream: Stream = if let Some(tls) = tls {
-            let handshake = timeout(limits.head(), tls.tls_handshake(stream)).await;
+            let handshake = timeout(limits.head(), Box::pin(tls.tls_handshake(stream))).await;
             let stream = handshake.ok().and_then(Result::ok).ok_or(HttpRefusal::Handshake)?;
             if is_challenge(stream.selected_alpn_proto().as_ref()) {
                 return Ok(());
@@ -148,7 +148,7 @@ impl IngressApp {
         is_http2 |= matches!(stream.selected_alpn_proto(), Some(ALPN::H2));
         let connection = Arc::new(ClientConnection { app: self.clone(), arrival, limits: limits.clone() });
         if is_http2 {
-            return connection.http2(stream, &shutdown).await;
+            return Box::pin(connection.http2(stream, &shutdown)).await;
         }
         let requests = connection.requests(PlainClient::new(stream, ahead), &shutdown, &progress);
         // A client that sends too slowly gets no answer: it reads none.

@@ -222,3 +222,23 @@ impl HttpServer {
         self.state.log_lines.close(LAST_LINES);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::datapath::sockets::HereSockets;
+    use tokio::net::{TcpListener, TcpStream};
+
+    /// All of it is moved for each connection, and kept while there is one. What few connections need is in boxes of its own.
+    #[tokio::test]
+    async fn what_a_connection_needs_is_small() {
+        let server = HttpServer::new(Arc::new(HereSockets), BTreeMap::new(), PathBuf::new());
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let stream = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let ends = (stream.peer_addr().unwrap(), 80);
+        let stop = tokio::sync::watch::channel(false).1;
+        let size = size_of_val(&server.app.clone().serve(stream, ends, None, stop));
+        eprintln!("{size}");
+        assert!(size < 8 << 10, "{size} bytes");
+    }
+}
