@@ -247,7 +247,8 @@ impl DirectProxy {
             let kept = if context.repeated { None } else { self.pool.take(&backend.task_id, address) };
             let mut connection = match kept {
                 Some(connection) => connection,
-                None => match self.state.connector.open(address).await {
+                // In a box, as few requests need it.
+                None => match Box::pin(self.state.connector.open(address)).await {
                     Ok(stream) => TaskConnection::new(stream),
                     Err(_) if connect_failed(context) => continue,
                     Err(error) => return Err(error.into_up()),

@@ -301,7 +301,8 @@ impl IngressState {
             }
         }
         if !route.route.auth.is_empty() {
-            match self.credentials.check(header(request, "authorization"), &route.route.auth, client).await {
+            let check = self.credentials.check(header(request, "authorization"), &route.route.auth, client);
+            match Box::pin(check).await {
                 CredentialCheck::Right => context.user = credentials::name(header(request, "authorization")),
                 CredentialCheck::Wrong => {
                     let realm = format!("Basic realm=\"{}\", charset=\"UTF-8\"", route.service.service_name);
