@@ -176,6 +176,7 @@ mod tests {
             certificate: "self-signed".to_owned(),
             certificate_end: None,
             counts,
+            exemplars: Vec::new(),
             rates: RouteRates { window_ms: 8000, requests: 100, errors: 1, p50_us: 950, p90_us: 3000, p99_us: 12_345 },
         };
         let idle = HttpRouteStatus {

@@ -91,7 +91,11 @@ const ENDED: i64 = 1_795_000_000;
 fn prometheus_takes_open_metrics_and_keeps_the_examples() {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
     let target = listener.local_addr().expect("an address");
-    std::thread::spawn(move || listener.incoming().flatten().for_each(|stream| drop(show_metrics(&stream))));
+    std::thread::spawn(move || {
+        for stream in listener.incoming().flatten() {
+            let _ = show_metrics(&stream);
+        }
+    });
     let dir = std::env::temp_dir().join(format!("skep-prometheus-{}", std::process::id()));
     std::fs::create_dir_all(&dir).expect("a directory");
     let config = format!(

@@ -6,9 +6,6 @@ use super::*;
 const TASKS: [Ipv4Addr; 4] =
     [Ipv4Addr::new(127, 91, 0, 1), Ipv4Addr::new(127, 91, 0, 2), Ipv4Addr::new(127, 91, 0, 3), Ipv4Addr::new(127, 91, 0, 4)];
 
-/// `ann:secret`.
-const USER: &str = "ann:$apr1$ce9H1rpc$zNjTPkVNx1co6pmVqwhsi0";
-
 /// The two routers that such a service has.
 fn routers(name: &str, rule: &str, port: u16, more: &[(&str, &str)]) -> BTreeMap<String, String> {
     let mut labels: BTreeMap<String, String> = [
@@ -42,8 +39,9 @@ async fn three_stacks_that_are_written_for_traefik_are_served_without_it() {
         task::serve(address, port);
     }
     let api = "Host(`app.test`) && (PathPrefix(`/api`) || PathPrefix(`/docs`) || PathPrefix(`/redoc`))";
+    let user = format!("ann:{}", bcrypt::hash("secret", 4).expect("a hash"));
     let auth = [
-        ("traefik.http.middlewares.admin-auth.basicauth.users", USER),
+        ("traefik.http.middlewares.admin-auth.basicauth.users", user.as_str()),
         ("traefik.http.routers.prometheus-https.middlewares", "admin-auth"),
     ];
     let all = [
@@ -68,7 +66,7 @@ async fn three_stacks_that_are_written_for_traefik_are_served_without_it() {
         let (host, path) = address.split_once('/').expect("a path");
         let port = if scheme == "https" { ingress.ports.tls } else { ingress.ports.plain };
         let url = format!("{scheme}://{host}:{port}/{path}");
-        ingress.curl(&[&["-w", "%{http_code} %{redirect_url}", &url], more].concat())
+        ingress.curl(&[&["-w", "%{http_code} %{redirect_url}", url.as_str()][..], more].concat())
     };
     for (address, task) in
         [("portainer.test/", 0), ("app.test/api/users", 1), ("app.test/docs", 1), ("app.test/", 2), ("www.app.test/apis", 2)]
