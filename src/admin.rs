@@ -17,10 +17,11 @@ use crate::status::Status;
 use async_trait::async_trait;
 use axum::Router;
 use axum::extract::{Query, State};
-use axum::http::StatusCode;
+use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use futures_util::stream::BoxStream;
+use metrics::MetricsFormat;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -90,8 +91,10 @@ async fn healthz(State(source): SharedSource) -> (StatusCode, String) {
     if lines.is_empty() { (StatusCode::OK, "ok\n".to_owned()) } else { (StatusCode::SERVICE_UNAVAILABLE, lines.concat()) }
 }
 
-async fn exposition(State(source): SharedSource) -> impl IntoResponse {
-    ([("content-type", metrics::CONTENT_TYPE)], metrics::render(&source.status().await))
+async fn exposition(State(source): SharedSource, headers: HeaderMap) -> impl IntoResponse {
+    let accept = headers.get_all("accept").iter().filter_map(|value| value.to_str().ok()).collect::<Vec<_>>().join(",");
+    let format = MetricsFormat::accepted(&accept);
+    ([("content-type", format.content_type())], metrics::render(&source.status().await, format))
 }
 
 /// The time is `seconds` in the query.

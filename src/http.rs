@@ -1,6 +1,7 @@
 //! HTTP server and client on unix sockets, for the Docker API, the network driver, the admin socket and their clients. A client of
 //! servers with TLS.
 
+pub mod framing;
 mod https;
 
 pub use https::{CannotSend, HttpsClient};

@@ -1,9 +1,10 @@
-//! `/metrics`: a node's status in Prometheus' text format 0.0.4. This file names the series; `family` knows the format.
+//! `/metrics`: a node's status in Prometheus' text format, or in OpenMetrics. This file names the series; `family` writes them.
 //!
 //! Names follow Prometheus' conventions: counters end in `_total`, units are base units, what has been dropped or refused has
 //! a `reason`. A node is labelled by `node_id`, which is unique, and by `node`, its host name, which is not.
 
 mod family;
+mod format;
 mod http;
 mod names;
 
@@ -12,13 +13,11 @@ use crate::ingress::ebpf::{EbpfStatus, drop_reason};
 use crate::model::Role;
 use crate::status::{NodeSummary, Status};
 use family::{Exposition, MetricFamily};
-
-/// Media type of [`render`]'s text.
-pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
+pub use format::MetricsFormat;
 
 /// All series of a node.
-pub fn render(status: &Status) -> String {
-    let mut out = Exposition::default();
+pub fn render(status: &Status, format: MetricsFormat) -> String {
+    let mut out = Exposition::new(format);
     node(status, &mut out);
     health(status, &mut out);
     manager(status, &mut out);

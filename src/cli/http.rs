@@ -140,6 +140,10 @@ pub(super) fn summary(http: &HttpStatus) -> String {
     if !refused.is_empty() {
         let _ = writeln!(out, "HTTP:     cut or refused: {}", refused.join(", "));
     }
+    if http.log_lines_dropped > 0 {
+        let _ =
+            writeln!(out, "HTTP:     {} lines of the access log dropped: its reader stalls or is gone", http.log_lines_dropped);
+    }
     if !http.error.is_empty() {
         let _ = writeln!(out, "HTTP:     {}", http.error);
     }
@@ -172,6 +176,7 @@ mod tests {
             certificate: "self-signed".to_owned(),
             certificate_end: None,
             counts,
+            exemplars: Vec::new(),
             rates: RouteRates { window_ms: 8000, requests: 100, errors: 1, p50_us: 950, p90_us: 3000, p99_us: 12_345 },
         };
         let idle = HttpRouteStatus {

@@ -1,6 +1,8 @@
 //! The HTTP ingress beside HAProxy and nginx: processor time per request and requests per second with the same routes, the cost of
 //! many routes, and how soon a change of a route is live on all nodes. Needs nginx (also the backend of all) and wrk; without
-//! haproxy or h2load the rows that need them are left out by name. `SKEP_BENCH_SECONDS` is the length of a slice.
+//! haproxy or h2load the rows that need them are left out by name. `SKEP_BENCH_SECONDS` is the length of a slice, `SKEP_BENCH_ROUNDS` the number
+//! of rounds; `SKEP_BENCH_CASE` selects rows by a part of their name, and `SKEP_BENCH_BEFORE` is the path of another build of skep, which is
+//! measured in turn with this one.
 
 mod change;
 mod clients;
@@ -9,10 +11,15 @@ mod proxies;
 
 use crate::report::{Report, median, spread};
 use clients::{Client, Load};
-use proxies::{Proxies, Proxy};
+use proxies::{BEFORE, Proxies, Proxy};
 use std::process::{Command, Stdio};
 
 const ROUNDS: usize = 5;
+
+fn round_count() -> usize {
+    std::env::var("SKEP_BENCH_ROUNDS").ok().and_then(|text| text.parse().ok()).unwrap_or(ROUNDS)
+}
+
 /// Routes of the comparison with other proxies.
 const FEW: usize = 10;
 const MANY: usize = 10_000;
@@ -52,11 +59,17 @@ pub fn run(report: &mut Report) {
         report.row(&[format!("{missing} is not installed: not measured")]);
         return;
     }
-    let proxies = Proxies::start(&[("skep", FEW), ("skep-many", MANY), ("haproxy", FEW), ("nginx", FEW)]);
-    beside_peers(report, &proxies);
-    many_routes(report, &proxies);
-    drop(proxies);
-    crate::on_runtime(change::run(report));
+    let selected = std::env::var("SKEP_BENCH_CASE").unwrap_or_default();
+    let before = proxies::before().map(|_| (BEFORE, FEW));
+    let peers = [("skep", FEW), ("haproxy", FEW), ("nginx", FEW)].into_iter().chain(before);
+    let many = Some(("skep-many", MANY)).filter(|_| selected.is_empty());
+    let proxies = Proxies::start(&peers.chain(many).collect::<Vec<_>>());
+    beside_peers(report, &proxies, &selected);
+    if selected.is_empty() {
+        many_routes(report, &proxies);
+        drop(proxies);
+        crate::on_runtime(change::run(report));
+    }
 }
 
 /// Microseconds of processor time per request, and requests per second, of each proxy in each round.
@@ -74,7 +87,7 @@ fn rounds(proxies: &[&Proxy], load: &Load) -> Vec<Vec<(f64, f64)>> {
     for proxy in proxies {
         clients::warm(proxy, load);
     }
-    (0..ROUNDS).map(round).collect()
+    (0..round_count()).map(round).collect()
 }
 
 fn column(rounds: &[Vec<(f64, f64)>], of: impl Fn(&[(f64, f64)]) -> f64) -> Vec<f64> {
@@ -87,30 +100,33 @@ fn absolute(rounds: &[Vec<(f64, f64)>], at: usize) -> String {
     format!("{:.1} µs, {:.0}/s", median(&cpu), median(&rate))
 }
 
-fn beside_peers(report: &mut Report, proxies: &Proxies) {
+fn beside_peers(report: &mut Report, proxies: &Proxies, selected: &str) {
+    let (skep, nginx) = (proxies.get("skep"), proxies.get("nginx"));
+    let (haproxy, earlier) = (proxies.find("haproxy"), proxies.find(BEFORE));
+    let columns = ["what", "skep ÷ HAProxy", "goal", "skep ÷ nginx", "requests/s, skep ÷ HAProxy", "HAProxy", "nginx", "skep"];
     report.section(
         "The HTTP ingress",
         &format!(
             "`skep http serve` beside HAProxy and nginx on loopback: {FEW} routes by host, the same backend (nginx), one worker \
              thread each, pinned to a processor that clients and backend do not use; each adds X-Forwarded-For, -Proto, -Host and a request id. \
              Processor time (user and system) of the proxy's process per request; wrk with 64 connections, or h2load. \
-             {ROUNDS} rounds of {} s, the proxies in turn.",
+             {} rounds of {} s, the proxies in turn.",
+            round_count(),
             clients::seconds()
         ),
-        &["what", "skep ÷ HAProxy", "goal", "skep ÷ nginx", "requests/s, skep ÷ HAProxy", "HAProxy", "nginx", "skep"],
+        &columns.into_iter().chain(earlier.map(|_| "skep ÷ build before")).collect::<Vec<_>>(),
     );
-    let (skep, nginx, haproxy) = (proxies.get("skep"), proxies.get("nginx"), proxies.find("haproxy"));
-    for case in cases() {
+    for case in cases().into_iter().filter(|case| case.what.contains(selected)) {
         if case.load.client == Client::H2load && !have("h2load") {
             report.row(&[case.what.to_owned(), "h2load is not installed: not measured".to_owned()]);
             continue;
         }
-        let sides: Vec<&Proxy> = [skep, nginx].into_iter().chain(haproxy).collect();
+        let sides: Vec<&Proxy> = [skep, nginx].into_iter().chain(haproxy).chain(earlier).collect();
         // nginx has HTTP/2, and is in turn with the others in any case.
         let rounds = rounds(&sides, &case.load);
         let ratio = |at: usize| spread(&column(&rounds, |round| round[0].0 / round[at].0), 2);
         let of_haproxy = |text: &dyn Fn() -> String| haproxy.map_or_else(|| "haproxy is not installed".to_owned(), |_| text());
-        report.row(&[
+        let mut row = vec![
             case.what.to_owned(),
             of_haproxy(&|| ratio(2)),
             case.goal.to_owned(),
@@ -119,7 +135,9 @@ fn beside_peers(report: &mut Report, proxies: &Proxies) {
             of_haproxy(&|| absolute(&rounds, 2)),
             absolute(&rounds, 1),
             absolute(&rounds, 0),
-        ]);
+        ];
+        row.extend(earlier.map(|_| ratio(sides.len() - 1)));
+        report.row(&row);
     }
 }
 

@@ -70,6 +70,7 @@ fn status() -> Status {
         in_flight: 0,
         certificate: if certificate_end.is_some() { "secret" } else { "self-signed" }.to_owned(),
         certificate_end,
+        exemplars: Vec::new(),
         counts: RouteCounts { by_class: [0, 900, 0, 0, 100], ..RouteCounts::default() },
         rates: RouteRates { window_ms: 8000, requests: 400, errors: 40, p50_us: 2500, p90_us: 9000, p99_us: 48_000 },
     };

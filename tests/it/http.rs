@@ -1,6 +1,7 @@
 //! The process `skep http serve` with clients and tasks on loopback: what it does with requests, good and bad. Whole swarms are in
 //! `swarm::http`.
 
+mod access_log;
 mod bad_input;
 mod bounds;
 mod direct;
@@ -13,11 +14,12 @@ mod smuggling;
 mod takeover;
 mod task;
 mod tls;
+mod traefik_stacks;
 mod upgrades;
 
 use serde_json::{Value, json};
 use skep::http::UnixClient;
-use skep::ingress::http::{HttpLimits, HttpOptions, HttpPorts, HttpStatus, table};
+use skep::ingress::http::{HttpAccessLog, HttpLimits, HttpOptions, HttpPorts, HttpStatus, table};
 use skep::lab::eventually;
 use skep::model::fixture;
 use skep::model::http::{HttpBackend, HttpLabels, HttpService};
@@ -27,7 +29,7 @@ use skep::model::{Payload, Timestamp};
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command};
+use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
@@ -56,6 +58,7 @@ struct Ingress {
     dir: PathBuf,
     limits: HttpLimits,
     ports: HttpPorts,
+    access_log: HttpAccessLog,
     child: Child,
 }
 
@@ -81,18 +84,28 @@ fn free_port() -> u16 {
 
 /// Starts a process on a control socket. It connects to tasks from this namespace.
 fn serve(program: &Path, control: &Path) -> Child {
+    serving(program, control).spawn().expect("started")
+}
+
+fn serving(program: &Path, control: &Path) -> Command {
     let mut command = Command::new(program);
     command.args(["http", "serve", "--log", "warn", "--mesh", "/proc/self/ns/net", "--control"]).arg(control);
-    command.spawn().expect("started")
+    command
 }
 
 impl Ingress {
     async fn start(name: &str) -> Self {
+        Self::starting(name, Stdio::inherit()).await
+    }
+
+    /// With its standard output.
+    async fn starting(name: &str, output: Stdio) -> Self {
         let dir = std::env::temp_dir().join(format!("skep-http-{name}-{}", std::process::id()));
         std::fs::create_dir_all(&dir).expect("a directory");
-        let child = serve(Path::new(SKEP), &dir.join("http.sock"));
+        let child = serving(Path::new(SKEP), &dir.join("http.sock")).stdout(output).spawn().expect("started");
         let limits = HttpLimits { head_ms: 1500, ..HttpLimits::default() };
-        let ingress = Self { dir, limits, ports: HttpPorts { plain: free_port(), tls: free_port() }, child };
+        let ports = HttpPorts { plain: free_port(), tls: free_port() };
+        let ingress = Self { dir, limits, ports, access_log: HttpAccessLog::Off, child };
         eventually("the process to answer", Duration::from_secs(15), || async { ingress.control().get("/hello").await?.ok() })
             .await
             .expect("it answers");
@@ -154,7 +167,8 @@ impl Ingress {
         let cluster = ClusterPart { http, ..fixture::cluster_part(vec![peer]) };
         let mut view = fixture::node_view(1, Vec::new(), cluster);
         view.tasks = Arc::new(tasks);
-        let options = HttpOptions { ports: self.ports, limits: self.limits.clone(), ..HttpOptions::default() };
+        let options =
+            HttpOptions { ports: self.ports, limits: self.limits.clone(), access_log: self.access_log, ..HttpOptions::default() };
         let table = table(&view, &me, &options);
         let body = serde_json::to_vec(&table).expect("JSON");
         let reply = self.control().send("PUT", "/table", &[("Content-Type", "application/json")], body.into()).await;

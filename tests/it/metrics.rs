@@ -1,18 +1,20 @@
 //! `/metrics`, checked by Prometheus' promtool.
 
-use skep::admin::metrics::render;
+use skep::admin::metrics::{MetricsFormat, render};
 use skep::datapath::ebpf::Occupancy;
 use skep::ingress::ebpf::{EbpfStatus, FrontendConnections, RefusalCount};
-use skep::ingress::http::{HttpRouteStatus, HttpStatus, RouteCounts, RouteRates};
+use skep::ingress::http::{HttpExemplar, HttpRouteStatus, HttpStatus, RouteCounts, RouteRates};
 use skep::ingress::{PortState, PortStatus};
 use skep::model::{FormatRange, Protocol, Revision, Role, Timestamp};
 use skep::status::{CertificateSummary, ManagerSummary, NodeSummary, Status};
 use std::collections::BTreeSet;
-use std::io::Write as _;
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
 /// All families. Dashboards and alerts use these names.
-const FAMILIES: [&str; 42] = [
+const FAMILIES: [&str; 43] = [
     "skep_build_info",
     "skep_certificate_expiry_timestamp_seconds",
     "skep_certificate_remaining_seconds",
@@ -33,6 +35,7 @@ const FAMILIES: [&str; 42] = [
     "skep_ebpf_vips",
     "skep_http_certificate_expiry_timestamp_seconds",
     "skep_http_left_out_tasks",
+    "skep_http_log_lines_dropped_total",
     "skep_http_open_connections",
     "skep_http_ready_tasks",
     "skep_http_refused_total",
@@ -59,7 +62,7 @@ const FAMILIES: [&str; 42] = [
 
 #[test]
 fn promtool_accepts_a_status_with_every_series() {
-    let text = render(&full_status());
+    let text = render(&full_status(), MetricsFormat::Prometheus);
     let families: Vec<&str> = text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split_whitespace().next()).collect();
     let expected: Vec<&str> = FAMILIES.into_iter().chain(["skep_view_revision", "skep_view_stale"]).collect();
     assert_eq!(families, expected);
@@ -78,6 +81,81 @@ fn promtool_accepts_a_status_with_every_series() {
     let out = promtool.wait_with_output().expect("promtool ends");
     let printed = format!("{}{}", String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr));
     assert!(out.status.success() && printed.is_empty(), "promtool: {}\n{printed}\n{text}", out.status);
+}
+
+/// Of a request that an example is of, and when it ended.
+const TRACE: &str = "0af7651916cd43dd8448eb211c80319c";
+const ENDED: i64 = 1_795_000_000;
+
+#[test]
+fn prometheus_takes_open_metrics_and_keeps_the_examples() {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let target = listener.local_addr().expect("an address");
+    std::thread::spawn(move || {
+        for stream in listener.incoming().flatten() {
+            let _ = show_metrics(&stream);
+        }
+    });
+    let dir = std::env::temp_dir().join(format!("skep-prometheus-{}", std::process::id()));
+    std::fs::create_dir_all(&dir).expect("a directory");
+    let config = format!(
+        "global: {{scrape_interval: 200ms, scrape_timeout: 200ms}}\nscrape_configs: [{{job_name: skep, static_configs: [{{targets: ['{target}']}}]}}]\n"
+    );
+    std::fs::write(dir.join("prometheus.yml"), config).expect("written");
+    let address = TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a port");
+    let log = dir.join("prometheus.log");
+    let mut prometheus = Command::new("prometheus")
+        .arg("--enable-feature=exemplar-storage")
+        .arg(format!("--config.file={}", dir.join("prometheus.yml").display()))
+        .arg(format!("--storage.tsdb.path={}", dir.join("tsdb").display()))
+        .arg(format!("--web.listen-address={address}"))
+        .stdout(Stdio::null())
+        .stderr(std::fs::File::create(&log).expect("a log"))
+        .spawn()
+        .expect("prometheus runs: config/install-tools installs it");
+    let query = format!(
+        "/api/v1/query_exemplars?query=skep_http_request_duration_seconds_bucket&start={}&end={}",
+        ENDED - 60,
+        ENDED + 60
+    );
+    let end = Instant::now() + Duration::from_secs(30);
+    let kept = loop {
+        let kept = asked(address, &query).unwrap_or_default();
+        if kept.contains(TRACE) || Instant::now() > end {
+            break kept;
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    };
+    let targets = asked(address, "/api/v1/targets").unwrap_or_default();
+    let _ = prometheus.kill().and_then(|()| prometheus.wait());
+    let log = std::fs::read_to_string(log).unwrap_or_default();
+    let _ = std::fs::remove_dir_all(&dir);
+    assert!(kept.contains(TRACE) && kept.contains("\"le\":\"0.01\""), "{kept}\n{targets}\n{log}");
+    assert!(targets.contains("\"health\":\"up\""), "{targets}");
+}
+
+/// Answers a scrape as the admin socket does.
+fn show_metrics(mut stream: &TcpStream) -> Option<()> {
+    let mut accept = String::new();
+    for line in BufReader::new(stream).lines() {
+        let line = line.ok().filter(|line| !line.is_empty());
+        let Some(line) = line else { break };
+        if let Some(value) = line.strip_prefix("Accept: ") {
+            value.clone_into(&mut accept);
+        }
+    }
+    let format = MetricsFormat::accepted(&accept);
+    let text = render(&full_status(), format);
+    let head = format!("HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Type: {}\r\n\r\n", format.content_type());
+    stream.write_all((head + &text).as_bytes()).ok()
+}
+
+fn asked(address: SocketAddr, path: &str) -> Option<String> {
+    let mut stream = TcpStream::connect(address).ok()?;
+    stream.write_all(format!("GET {path} HTTP/1.0\r\n\r\n").as_bytes()).ok()?;
+    let mut reply = String::new();
+    stream.read_to_string(&mut reply).ok()?;
+    Some(reply)
 }
 
 fn full_status() -> Status {
@@ -129,6 +207,7 @@ fn full_status() -> Status {
         in_flight: 2,
         certificate: "secret".to_owned(),
         certificate_end: Some(Timestamp(1_795_000_000_000_000_000)),
+        exemplars: vec![HttpExemplar { class: 3, trace: TRACE.to_owned(), micros: 7_200, at: Timestamp(ENDED * 1_000_000_000) }],
         rates: RouteRates::default(),
         counts: RouteCounts {
             by_class: [0, 5, 0, 1, 0],

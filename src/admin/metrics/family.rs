@@ -1,5 +1,7 @@
-//! Prometheus' text format: families of samples with typed labels. Knows nothing of what is measured.
+//! Families of samples with typed labels, as text. Knows nothing of what is measured.
 
+use super::format::MetricsFormat;
+use crate::model::Timestamp;
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
@@ -49,13 +51,17 @@ impl<const L: usize> MetricFamily<L> {
         };
     }
 
-    fn render(&self) -> String {
-        let kind = match self.kind {
-            MetricKind::Counter => "counter",
-            MetricKind::Gauge => "gauge",
+    fn render(&self, format: MetricsFormat) -> String {
+        let (kind, without) = match self.kind {
+            MetricKind::Counter => ("counter", "_total"),
+            MetricKind::Gauge => ("gauge", ""),
         };
-        let mut out =
-            format!("# HELP {0} {1}\n# TYPE {0} {kind}\n", self.name, self.help.replace('\\', r"\\").replace('\n', r"\n"));
+        // There the end of a counter's name belongs to the sample.
+        let family = match format {
+            MetricsFormat::Prometheus => self.name,
+            MetricsFormat::OpenMetrics => self.name.strip_suffix(without).unwrap_or(self.name),
+        };
+        let mut out = format!("# HELP {family} {}\n# TYPE {family} {kind}\n", help_text(self.help, format));
         for (values, value) in &self.samples {
             let pairs: Vec<String> =
                 self.labels.iter().zip(values).map(|(label, value)| format!("{label}=\"{}\"", escape(value))).collect();
@@ -82,7 +88,22 @@ pub struct HistogramFamily<const L: usize> {
     labels: [&'static str; L],
     /// Upper bounds of the classes, in milliseconds; one more class has the rest.
     bounds: &'static [u64],
-    samples: BTreeMap<[String; L], (Vec<u64>, u64)>,
+    samples: BTreeMap<[String; L], Durations>,
+}
+
+#[derive(Default, Debug)]
+struct Durations {
+    counts: Vec<u64>,
+    micros: u64,
+    exemplars: BTreeMap<usize, MetricExemplar>,
+}
+
+/// A request in a class of durations.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct MetricExemplar {
+    pub trace: String,
+    pub micros: u64,
+    pub at: Timestamp,
 }
 
 impl<const L: usize> HistogramFamily<L> {
@@ -94,30 +115,53 @@ impl<const L: usize> HistogramFamily<L> {
 
     /// Adds the number of durations in each class and their sum in microseconds to the sample with these labels.
     pub fn add(&mut self, values: [impl Into<String>; L], counts: &[u64], micros: u64) {
-        let (present, sum) = self.samples.entry(values.map(Into::into)).or_default();
-        present.resize(self.bounds.len() + 1, 0);
-        for (present, count) in present.iter_mut().zip(counts) {
+        let present = self.samples.entry(values.map(Into::into)).or_default();
+        present.counts.resize(self.bounds.len() + 1, 0);
+        for (present, count) in present.counts.iter_mut().zip(counts) {
             *present += count;
         }
-        *sum += micros;
+        present.micros += micros;
     }
 
-    fn render(&self) -> String {
+    /// Adds an example to a class of the sample with these labels.
+    pub fn add_exemplar(&mut self, values: [impl Into<String>; L], class: usize, exemplar: MetricExemplar) {
+        self.samples.entry(values.map(Into::into)).or_default().exemplars.insert(class, exemplar);
+    }
+
+    fn render(&self, format: MetricsFormat) -> String {
         let Self { name, help, .. } = self;
-        let mut out = format!("# HELP {name} {help}\n# TYPE {name} histogram\n");
-        for (values, (counts, micros)) in &self.samples {
+        let mut out = format!("# HELP {name} {}\n# TYPE {name} histogram\n", help_text(help, format));
+        for (values, Durations { counts, micros, exemplars }) in &self.samples {
             let pairs = self.labels.iter().zip(values).map(|(label, value)| format!("{label}=\"{}\"", escape(value)));
             let labels = pairs.collect::<Vec<_>>().join(",");
             let mut all = 0;
             for (class, count) in counts.iter().enumerate() {
                 all += count;
-                let bound = self.bounds.get(class).map_or_else(|| "+Inf".to_owned(), |ms| seconds(*ms, 1000));
-                let _ = writeln!(out, "{name}_bucket{{{labels},le=\"{bound}\"}} {all}");
+                let bound = self.bounds.get(class).map_or_else(|| "+Inf".to_owned(), |ms| format.bound(seconds(*ms, 1000)));
+                let exemplar = exemplars.get(&class).filter(|_| format == MetricsFormat::OpenMetrics);
+                let exemplar = exemplar.map_or_else(String::new, MetricExemplar::render);
+                let _ = writeln!(out, "{name}_bucket{{{labels},le=\"{bound}\"}} {all}{exemplar}");
             }
             let _ = writeln!(out, "{name}_sum{{{labels}}} {}", seconds(*micros, 1_000_000));
             let _ = writeln!(out, "{name}_count{{{labels}}} {all}");
         }
         out
+    }
+}
+
+impl MetricExemplar {
+    fn render(&self) -> String {
+        let millis = u64::try_from(self.at.0 / 1_000_000).unwrap_or(0);
+        let (took, at) = (seconds(self.micros, 1_000_000), seconds(millis, 1000));
+        format!(" # {{trace_id=\"{}\"}} {took} {at}", escape(&self.trace))
+    }
+}
+
+/// In OpenMetrics a quote is escaped too.
+fn help_text(help: &str, format: MetricsFormat) -> String {
+    match format {
+        MetricsFormat::Prometheus => help.replace('\\', r"\\").replace('\n', r"\n"),
+        MetricsFormat::OpenMetrics => escape(help),
     }
 }
 
@@ -136,14 +180,19 @@ fn escape(value: &str) -> String {
 /// Families sorted by name; those without a sample are left out.
 #[derive(Default, Debug)]
 pub struct Exposition {
+    format: MetricsFormat,
     families: BTreeMap<&'static str, String>,
 }
 
 impl Exposition {
+    pub fn new(format: MetricsFormat) -> Self {
+        Self { format, families: BTreeMap::new() }
+    }
+
     /// Adds a family. Its name must be new: a family that is split in two is invalid.
     pub fn add<const L: usize>(&mut self, family: &MetricFamily<L>) {
         if !family.samples.is_empty() {
-            let other = self.families.insert(family.name, family.render());
+            let other = self.families.insert(family.name, family.render(self.format));
             debug_assert!(other.is_none(), "two families are named {}", family.name);
         }
     }
@@ -151,13 +200,17 @@ impl Exposition {
     /// As [`Exposition::add`].
     pub fn add_histogram<const L: usize>(&mut self, family: &HistogramFamily<L>) {
         if !family.samples.is_empty() {
-            let other = self.families.insert(family.name, family.render());
+            let other = self.families.insert(family.name, family.render(self.format));
             debug_assert!(other.is_none(), "two families are named {}", family.name);
         }
     }
 
     pub fn render(&self) -> String {
-        self.families.values().map(String::as_str).collect()
+        let end = match self.format {
+            MetricsFormat::Prometheus => "",
+            MetricsFormat::OpenMetrics => "# EOF\n",
+        };
+        self.families.values().map(String::as_str).chain([end]).collect()
     }
 }
 
@@ -196,10 +249,32 @@ mod tests {
     }
 
     #[test]
+    fn in_open_metrics_a_class_has_an_example_and_the_text_an_end() {
+        let mut family = HistogramFamily::new("a_seconds", "A \"b\".", ["x"], &[5, 1000]);
+        family.add(["1"], &[0, 1, 0], 700_000);
+        let exemplar = MetricExemplar { trace: "abc".to_owned(), micros: 700_000, at: Timestamp(1_795_000_000_120_000_000) };
+        family.add_exemplar(["1"], 1, exemplar);
+        let mut out = Exposition::new(MetricsFormat::OpenMetrics);
+        out.add_histogram(&family);
+        out.add(&MetricFamily::counter("b_total", "B.", []).value(2));
+        let expected = concat!(
+            "# HELP a_seconds A \\\"b\\\".\n# TYPE a_seconds histogram\n",
+            "a_seconds_bucket{x=\"1\",le=\"0.005\"} 0\n",
+            "a_seconds_bucket{x=\"1\",le=\"1.0\"} 1 # {trace_id=\"abc\"} 0.7 1795000000.12\n",
+            "a_seconds_bucket{x=\"1\",le=\"+Inf\"} 1\na_seconds_sum{x=\"1\"} 0.7\na_seconds_count{x=\"1\"} 1\n",
+            "# HELP b B.\n# TYPE b counter\nb_total 2\n# EOF\n",
+        );
+        assert_eq!(out.render(), expected);
+        let mut out = Exposition::default();
+        out.add_histogram(&family);
+        assert!(!out.render().contains("abc"));
+    }
+
+    #[test]
     fn equal_labels_are_one_sample() {
         let counter = MetricFamily::counter("a_total", "A.", ["x"]).sample(["1"], 2).sample(["1"], 3);
-        assert_eq!(counter.render().lines().skip(2).collect::<Vec<_>>(), ["a_total{x=\"1\"} 5"]);
+        assert_eq!(counter.render(MetricsFormat::default()).lines().skip(2).collect::<Vec<_>>(), ["a_total{x=\"1\"} 5"]);
         let gauge = MetricFamily::gauge("a", "A.", ["x"]).sample(["1"], 2).sample(["1"], 3);
-        assert_eq!(gauge.render().lines().skip(2).collect::<Vec<_>>(), ["a{x=\"1\"} 3"]);
+        assert_eq!(gauge.render(MetricsFormat::default()).lines().skip(2).collect::<Vec<_>>(), ["a{x=\"1\"} 3"]);
     }
 }

@@ -118,7 +118,7 @@ fn no_text_of_a_status_leaves_its_label() {
         text.split('\n').filter_map(|line| line.strip_prefix("# TYPE ")).map(str::to_owned).collect()
     };
     let samples = |text: &str| text.split('\n').filter(|line| !line.starts_with("# ") && !line.is_empty()).count();
-    let usual = render(&full());
+    let usual = render(&full(), MetricsFormat::default());
     let mut pointers = Vec::new();
     texts(&document, "", &mut pointers);
     let mut shown = BTreeSet::new();
@@ -126,7 +126,7 @@ fn no_text_of_a_status_leaves_its_label() {
         for hostile in HOSTILE {
             // Numbers of ports and names of roles are no free text.
             let Ok(status) = serde_json::from_value::<Status>(replaced(&document, pointer, hostile)) else { continue };
-            let text = render(&status);
+            let text = render(&status, MetricsFormat::default());
             assert_eq!(names(&text).difference(&names(&usual)).count(), 0, "{pointer} {hostile:?}\n{text}");
             assert!(samples(&text) <= samples(&usual), "{pointer} {hostile:?} adds a sample\n{text}");
             for line in text.split('\n').filter(|line| !line.starts_with("# ") && !line.is_empty()) {

@@ -1,7 +1,7 @@
 //! The series of HTTP routes.
 
-use super::family::{Exposition, HistogramFamily, MetricFamily};
-use crate::ingress::http::LATENCY_BOUNDS_MS;
+use super::family::{Exposition, HistogramFamily, MetricExemplar, MetricFamily};
+use crate::ingress::http::{HttpExemplar, LATENCY_BOUNDS_MS};
 use crate::status::Status;
 
 /// Adds requests, durations and ready tasks by route.
@@ -56,6 +56,9 @@ pub fn add(status: &Status, out: &mut Exposition) {
         left_out.add(labels, route.left_out.len() as u64);
         in_flight.add(labels, route.in_flight);
         durations.add(labels, &route.counts.durations, route.counts.micros);
+        for HttpExemplar { class, trace, micros, at } in &route.exemplars {
+            durations.add_exemplar(labels, *class, MetricExemplar { trace: trace.clone(), micros: *micros, at: *at });
+        }
     }
     let failures = MetricFamily::gauge(
         "skep_acme_failures",
@@ -78,5 +81,7 @@ pub fn add(status: &Status, out: &mut Exposition) {
     if http.pid.is_some() {
         let open = "Connections of clients of the HTTP ingress.";
         out.add(&MetricFamily::gauge("skep_http_open_connections", open, []).value(http.connections));
+        let dropped = "Lines of the HTTP access log for which there was no room, because its reader stalls or is gone.";
+        out.add(&MetricFamily::counter("skep_http_log_lines_dropped_total", dropped, []).value(http.log_lines_dropped));
     }
 }

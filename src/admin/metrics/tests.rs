@@ -49,7 +49,7 @@ fn series(text: &str) -> BTreeSet<&str> {
 #[test]
 fn two_peers_of_one_hostname_are_two_series() {
     let status = Status { nodes: vec![node_summary("id1", "web"), node_summary("id2", "web")], ..Status::default() };
-    let text = render(&status);
+    let text = render(&status, MetricsFormat::default());
     let series = series(&text);
     assert!(series.contains(r#"skep_peer_receive_bytes_total{node_id="id1",node="web"}"#), "{text}");
     assert!(series.contains(r#"skep_peer_receive_bytes_total{node_id="id2",node="web"}"#), "{text}");
@@ -64,7 +64,7 @@ fn hostile_names_stay_inside_their_label() {
         ..EbpfStatus::default()
     };
     let status = Status { nodes: vec![node_summary("id1", hostile)], ports: vec![port(80, hostile)], ebpf, ..Status::default() };
-    let text = render(&status);
+    let text = render(&status, MetricsFormat::default());
     let escaped = r#"a\"} 1\nskep_fake{x=\"\\"#;
     assert!(text.contains(&format!("skep_peer_transmit_bytes_total{{node_id=\"id1\",node=\"{escaped}\"}} 12\n")), "{text}");
     assert!(text.contains(&format!("skep_port_backends{{port=\"80\",protocol=\"tcp\",service=\"{escaped}\"}} 2\n")), "{text}");
@@ -89,7 +89,7 @@ fn counters_are_typed_and_drops_and_refusals_have_a_reason() {
         refusal(true, "no_backend", "web", 3),
     ];
     let ebpf = EbpfStatus { counters, refusals, repaired: 9, ..EbpfStatus::default() };
-    let text = render(&Status { ports: vec![port(80, "web")], ebpf, ..Status::default() });
+    let text = render(&Status { ports: vec![port(80, "web")], ebpf, ..Status::default() }, MetricsFormat::default());
     for line in [
         "# TYPE skep_ebpf_drops_total counter",
         "skep_ebpf_drops_total{reason=\"forged_source\",hook=\"from_uplink\",service=\"web\"} 7",
@@ -111,7 +111,7 @@ fn counters_are_typed_and_drops_and_refusals_have_a_reason() {
 
 #[test]
 fn a_port_that_is_listed_twice_is_one_series() {
-    let text = render(&Status { ports: vec![port(80, "web"), port(80, "web")], ..Status::default() });
+    let text = render(&Status { ports: vec![port(80, "web"), port(80, "web")], ..Status::default() }, MetricsFormat::default());
     assert!(series(&text).contains("skep_port_backends{port=\"80\",protocol=\"tcp\",service=\"web\"}"), "{text}");
 }
 
@@ -125,7 +125,7 @@ fn a_certificate_near_its_end_is_a_warning_and_outside_a_swarm_there_is_none() {
         failures: 2,
         warning: "its renewal fails: no manager is known".to_owned(),
     };
-    let text = render(&Status { certificate: Some(certificate), ..Status::default() });
+    let text = render(&Status { certificate: Some(certificate), ..Status::default() }, MetricsFormat::default());
     for line in [
         "skep_certificate_expiry_timestamp_seconds 1795000000",
         "skep_certificate_remaining_seconds 90",
@@ -134,12 +134,12 @@ fn a_certificate_near_its_end_is_a_warning_and_outside_a_swarm_there_is_none() {
     ] {
         assert!(text.contains(&format!("\n{line}\n")), "{line}\n{text}");
     }
-    assert!(!render(&Status::default()).contains("skep_certificate"));
+    assert!(!render(&Status::default(), MetricsFormat::default()).contains("skep_certificate"));
 }
 
 #[test]
 fn the_name_server_s_counts_are_series_and_what_was_not_counted_is_none() {
-    assert!(!render(&Status::default()).contains("skep_dns"));
+    assert!(!render(&Status::default(), MetricsFormat::default()).contains("skep_dns"));
     let one = |name: &str, count| [(name.to_owned(), count)].into();
     let failure = ResolverFailures { resolver: "2001:db8::53".to_owned(), reason: "timeout".to_owned(), count: 6 };
     let mut status = Status::default();
@@ -148,7 +148,7 @@ fn the_name_server_s_counts_are_series_and_what_was_not_counted_is_none() {
     status.names.truncated = 4;
     status.names.refusals = one("client_connections", 5);
     status.names.resolvers = vec![failure];
-    let text = render(&status);
+    let text = render(&status, MetricsFormat::default());
     for line in [
         "skep_dns_questions_total{kind=\"forwarded\"} 2",
         "skep_dns_answers_total{code=\"nxdomain\"} 3",

@@ -2,6 +2,7 @@
 
 use crate::api::error::ApiError;
 use crate::api::query::split_version;
+use crate::http::framing;
 use bytes::Bytes;
 use hyper::StatusCode;
 use std::fmt::Write as _;
@@ -52,24 +53,18 @@ fn not_http(error: &dyn std::fmt::Display) -> ApiError {
     ApiError::bad(format!("this is not an HTTP/1.1 request: {error}"))
 }
 
-fn values<'a>(fields: &'a [httparse::Header], name: &'a str) -> impl Iterator<Item = &'a [u8]> {
+fn values<'a>(fields: &'a [httparse::Header], name: &'a str) -> impl DoubleEndedIterator<Item = &'a [u8]> {
     fields.iter().filter(move |h| h.name.eq_ignore_ascii_case(name)).map(|h| h.value)
 }
 
 /// Refuses a head that does not say how long its body is, or says it twice in different ways.
 fn check_length(fields: &[httparse::Header], http_1_1: bool) -> Result<(), ApiError> {
-    let mut lengths = values(fields, "content-length").flat_map(|v| v.split(|b| *b == b',')).map(<[u8]>::trim_ascii);
-    if let Some(first) = lengths.next() {
-        let is_number = !first.is_empty() && first.len() < 19 && first.iter().all(u8::is_ascii_digit);
-        if !is_number || lengths.any(|other| other != first) {
-            return Err(not_http(&"its Content-Length is not one number"));
-        }
+    if framing::length(values(fields, "content-length")).is_err() {
+        return Err(not_http(&"its Content-Length is not one number"));
     }
-    if let Some(last) = values(fields, "transfer-encoding").last() {
-        let coding = last.rsplit(|b| *b == b',').next().unwrap_or_default().trim_ascii();
-        if !http_1_1 || !coding.eq_ignore_ascii_case(b"chunked") {
-            return Err(not_http(&"its Transfer-Encoding does not end in chunked"));
-        }
+    let is_coded = values(fields, "transfer-encoding").next().is_some();
+    if is_coded && !(http_1_1 && framing::ends_in_chunks(values(fields, "transfer-encoding"))) {
+        return Err(not_http(&"its Transfer-Encoding does not end in chunked"));
     }
     Ok(())
 }

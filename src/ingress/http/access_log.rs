@@ -2,15 +2,15 @@
 
 use super::context::{RequestContext, RequestEnd};
 use super::log_format::HttpAccessLog;
+use super::log_lines::LogLines;
 use crate::clock::{Clock as _, SystemClock};
 use crate::model::Timestamp;
 use serde_json::{Value, json};
-use std::io::Write as _;
 use std::time::Duration;
 use time::OffsetDateTime;
 
 /// Writes the line of a request.
-pub(super) fn write(format: HttpAccessLog, end: &RequestEnd<'_>, context: &RequestContext, took: Duration) {
+pub(super) fn write(lines: &LogLines, format: HttpAccessLog, end: &RequestEnd<'_>, context: &RequestContext, took: Duration) {
     if format == HttpAccessLog::Off {
         return;
     }
@@ -35,9 +35,7 @@ pub(super) fn write(format: HttpAccessLog, end: &RequestEnd<'_>, context: &Reque
         "user": context.user,
         "error": end.error.map(ToString::to_string),
     });
-    let line = if format == HttpAccessLog::Json { line.to_string() } else { combined(&line, SystemClock.now()) };
-    // A reader that is gone ends the log, not the requests.
-    let _ = writeln!(std::io::stdout(), "{line}");
+    lines.add(&if format == HttpAccessLog::Json { line.to_string() } else { combined(&line, SystemClock.now()) });
 }
 
 /// `192.0.2.1 - ann [29/Nov/2026:22:14:07 +0000] "GET / HTTP/1.1" 200 5 "-" "curl/8.0"`.

@@ -1,6 +1,7 @@
 //! Where the body of an answer over HTTP/1 ends, and what of the bytes that came belongs to it. Pure.
 
 use super::answer_head::TaskAnswerHead;
+use crate::http::framing;
 use axum::http::header::{CONNECTION, CONTENT_LENGTH, TRANSFER_ENCODING};
 use bytes::{Buf as _, Bytes, BytesMut};
 use pingora::http::Method;
@@ -36,8 +37,7 @@ pub(super) enum BodyPart {
 /// # Errors
 /// Why the head has no meaning.
 pub(super) fn of(head: &mut TaskAnswerHead, method: &Method) -> Result<(AnswerBody, bool), &'static str> {
-    let codings = || head.all(&TRANSFER_ENCODING).flat_map(|value| value.split(|byte| *byte == b',')).map(<[u8]>::trim_ascii);
-    if codings().all(|coding| coding.eq_ignore_ascii_case(b"identity")) {
+    if framing::elements(head.all(&TRANSFER_ENCODING)).all(|coding| coding.eq_ignore_ascii_case(b"identity")) {
         // Says nothing.
         head.remove(&TRANSFER_ENCODING);
     }
@@ -50,8 +50,7 @@ pub(super) fn of(head: &mut TaskAnswerHead, method: &Method) -> Result<(AnswerBo
         AnswerBody::Ended
     } else if is_coded {
         // It is passed on with this field, in chunks.
-        let last = head.all(&TRANSFER_ENCODING).next_back().and_then(|codings| codings.rsplit(|byte| *byte == b',').next());
-        if !last.is_some_and(|coding| coding.trim_ascii().eq_ignore_ascii_case(b"chunked")) {
+        if !framing::ends_in_chunks(head.all(&TRANSFER_ENCODING)) {
             return Err("the answer has a transfer coding that is not chunked at last");
         }
         AnswerBody::Size
@@ -62,10 +61,7 @@ pub(super) fn of(head: &mut TaskAnswerHead, method: &Method) -> Result<(AnswerBo
             None => AnswerBody::Connection,
         }
     };
-    let says = |word: &[u8]| {
-        let tokens = head.all(&CONNECTION).flat_map(|value| value.split(|byte| *byte == b','));
-        tokens.map(<[u8]>::trim_ascii).any(|token| token.eq_ignore_ascii_case(word))
-    };
+    let says = |word: &[u8]| framing::elements(head.all(&CONNECTION)).any(|token| token.eq_ignore_ascii_case(word));
     let is_kept = if head.is_old { says(b"keep-alive") && !is_coded } else { !says(b"close") };
     Ok((body, is_kept && body != AnswerBody::Connection))
 }

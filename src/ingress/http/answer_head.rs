@@ -1,5 +1,6 @@
 //! Heads of answers over HTTP/1 as their bytes, of which each field is a part: most are sent on as they came. Pure.
 
+use crate::http::framing;
 use axum::http::header::{CONNECTION, CONTENT_LENGTH, DATE, HeaderName};
 use bytes::{BufMut as _, Bytes, BytesMut};
 use pingora::Result;
@@ -126,17 +127,7 @@ impl TaskAnswerHead {
     /// # Errors
     /// Why it says none.
     pub fn length(&self) -> Result<Option<u64>, &'static str> {
-        let mut found = None;
-        for text in self.all(&CONTENT_LENGTH).flat_map(|value| value.split(|byte| *byte == b',')).map(<[u8]>::trim_ascii) {
-            let is_number = !text.is_empty() && text.iter().all(u8::is_ascii_digit);
-            let number = std::str::from_utf8(text).ok().filter(|_| is_number).and_then(|text| text.parse::<u64>().ok());
-            let number = number.ok_or("the length of the answer is no number")?;
-            if found.is_some_and(|before| before != number) {
-                return Err("the answer has several lengths");
-            }
-            found = Some(number);
-        }
-        Ok(found)
+        framing::length(self.all(&CONTENT_LENGTH))
     }
 }
 

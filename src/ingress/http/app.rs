@@ -5,18 +5,15 @@ use super::direct::{AnswerTo, Carried, DirectProxy};
 use super::held::HeldByClient;
 use super::limits::HttpLimits;
 use super::plain_client::PlainClient;
-use super::plain_head::{self, Beginning};
+use super::plain_head::Beginning;
 use super::progress::RequestProgress;
 use super::proxy::IngressProxy;
 use super::refusals::{HttpRefusal, HttpRefusals};
-use super::rules::STALLED;
 use super::stream::ClientStream;
 use super::tls::is_challenge;
 use arc_swap::ArcSwap;
-use async_trait::async_trait;
 use bytes::{Bytes, BytesMut};
-use pingora::apps::{HttpServerApp, HttpServerOptions, ReusedHttpStream, ServerApp};
-use pingora::http::RequestHeader;
+use pingora::apps::HttpServerApp as _;
 use pingora::listeners::tls::Acceptor;
 use pingora::protocols::http::ServerSession;
 use pingora::protocols::http::v2::server::H2Options;
@@ -28,7 +25,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 use tokio::net::TcpStream;
-use tokio::sync::Notify;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
@@ -112,7 +108,7 @@ impl IngressApp {
         let peer = peer.ip().to_canonical();
         let (mut client, mut from) = (Some(peer).filter(|peer| !limits.trusts(*peer)), peer);
         if limits.begins_with_proxy_header(peer) {
-            let header = timeout(limits.head(), stream.take_proxy_header()).await;
+            let header = timeout(limits.head(), Box::pin(stream.take_proxy_header())).await;
             let ends = header.ok().and_then(Result::ok).ok_or(HttpRefusal::ProxyHeader)?;
             client = ends.map(|(from, _)| from.ip());
             if let Some((client, to)) = ends {
@@ -127,7 +123,7 @@ impl IngressApp {
         let progress = RequestProgress::new(limits.head());
         let mut overdue = std::pin::pin!(progress.overdue(&limits));
         let stream: Stream = if let Some(tls) = tls {
-            let handshake = timeout(limits.head(), tls.tls_handshake(stream)).await;
+            let handshake = timeout(limits.head(), Box::pin(tls.tls_handshake(stream))).await;
             let stream = handshake.ok().and_then(Result::ok).ok_or(HttpRefusal::Handshake)?;
             if is_challenge(stream.selected_alpn_proto().as_ref()) {
                 return Ok(());
@@ -150,13 +146,9 @@ impl IngressApp {
             Box::new(stream)
         };
         is_http2 |= matches!(stream.selected_alpn_proto(), Some(ALPN::H2));
-        let mut options = HttpServerOptions::default();
-        options.h2c = true;
-        options.h2_idle_timeout = Some(limits.idle());
-        let connection =
-            Arc::new(ClientConnection { app: self.clone(), arrival, limits: limits.clone(), options, first: Notify::new() });
+        let connection = Arc::new(ClientConnection { app: self.clone(), arrival, limits: limits.clone() });
         if is_http2 {
-            return connection.http2(stream, &shutdown).await;
+            return Box::pin(connection.http2(stream, &shutdown)).await;
         }
         let requests = connection.requests(PlainClient::new(stream, ahead), &shutdown, &progress);
         // A client that sends too slowly gets no answer: it reads none.
@@ -169,13 +161,10 @@ impl IngressApp {
 }
 
 /// A connection on which requests come.
-struct ClientConnection {
-    app: Arc<IngressApp>,
-    arrival: Arrival,
-    limits: Arc<HttpLimits>,
-    options: HttpServerOptions,
-    /// The first request of HTTP/2 has come.
-    first: Notify,
+pub(super) struct ClientConnection {
+    pub app: Arc<IngressApp>,
+    pub arrival: Arrival,
+    pub limits: Arc<HttpLimits>,
 }
 
 impl ClientConnection {
@@ -225,22 +214,8 @@ impl ClientConnection {
         }
     }
 
-    async fn http2(self: &Arc<Self>, stream: Stream, shutdown: &ShutdownWatch) -> Result<(), HttpRefusal> {
-        let mut served = std::pin::pin!(ServerApp::process_new(self, stream, shutdown));
-        let silent = async {
-            if timeout(self.limits.head(), self.first.notified()).await.is_ok() {
-                std::future::pending::<()>().await;
-            }
-        };
-        tokio::select! {
-            biased;
-            _ = &mut served => Ok(()),
-            () = silent => Err(HttpRefusal::SlowHead),
-        }
-    }
-
     /// Serves a request of HTTP/2 through pingora.
-    async fn request(&self, session: ServerSession, shutdown: &ShutdownWatch) -> Result<(), HttpRefusal> {
+    pub async fn request(&self, session: ServerSession, shutdown: &ShutdownWatch) -> Result<(), HttpRefusal> {
         let progress = RequestProgress::new(self.limits.head());
         let served = progress.clone().watch(self.app.proxy.process_new_http(session, shutdown));
         tokio::select! {
@@ -248,41 +223,5 @@ impl ClientConnection {
             _ = served => Ok(()),
             reason = progress.overdue(&self.limits) => reason.map_or(Ok(()), Err),
         }
-    }
-}
-
-/// What pingora calls for each request of HTTP/2.
-#[async_trait]
-impl HttpServerApp for ClientConnection {
-    async fn process_new_http(
-        self: &Arc<Self>,
-        mut session: ServerSession,
-        shutdown: &ShutdownWatch,
-    ) -> Option<ReusedHttpStream> {
-        self.first.notify_one();
-        if session.is_body_empty()
-            && plain_head::is_plain(session.req_header())
-            && let Ok(placeholder) = RequestHeader::build_no_case("GET", b"/", Some(0))
-        {
-            let mut request = std::mem::replace(session.req_header_mut(), placeholder);
-            let mut context = RequestContext::new(self.arrival);
-            session.set_write_timeout(Some(STALLED));
-            match self.app.direct.carry(&mut request, &mut context, AnswerTo::Stream(&mut session)).await {
-                Carried::Done { .. } => return None,
-                Carried::Not => *session.req_header_mut() = request,
-            }
-        }
-        if let Err(reason) = self.request(session, shutdown).await {
-            self.app.refusals.count(reason);
-        }
-        None
-    }
-
-    fn h2_options(&self) -> Option<H2Options> {
-        Some(self.app.h2.clone())
-    }
-
-    fn server_options(&self) -> Option<&HttpServerOptions> {
-        Some(&self.options)
     }
 }

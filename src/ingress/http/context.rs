@@ -43,6 +43,8 @@ pub(super) struct RequestContext {
     /// Whose password was right.
     pub user: Option<String>,
     pub requester: Requester,
+    /// The task is asked for an upgrade.
+    pub upgrade: bool,
     /// What is sent to another service too, once the body is read.
     pub copy: Option<(RequestCopy, Arc<ServedRoute>)>,
     /// What it counts as until it ends.
@@ -76,6 +78,7 @@ impl RequestContext {
             traceparent: String::new(),
             user: None,
             requester: Requester::default(),
+            upgrade: false,
             copy: None,
             in_flight: None,
             held: None,

@@ -7,12 +7,14 @@ use super::context::{RequestContext, RequestEnd};
 use super::plain_client::PlainClient;
 use super::reply::{Reply, failure};
 use super::routes::ServedRoute;
-use super::rules::{IngressState, RequestDecision, answered, broke_off, choose_task, connect_failed, to_client, to_task_bytes};
+use super::rules::{
+    IngressState, RequestDecision, answered, broke_off, choose_task, connect_failed, to_client, to_task_bytes, unasked_upgrade,
+};
+use super::stream_client::StreamClient;
 use super::task_connection::{TaskConnection, TaskPool};
 use super::upstream::TASK_IDLE;
 use bytes::Bytes;
-use pingora::http::{Method, RequestHeader, ResponseHeader, Version};
-use pingora::protocols::http::ServerSession;
+use pingora::http::{Method, RequestHeader, ResponseHeader};
 use pingora::{Error, ErrorSource, ErrorType, Result};
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -20,10 +22,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 /// Connections to a task that wait for their next request.
-const POOL: usize = 512;
-
-/// Smaller parts of a body are copied where they wait to be sent: as slices they keep what was read with them.
-const SLICED: usize = 16 << 10;
+const KEPT_BY_TASK: usize = 512;
 
 /// What carries requests.
 pub(super) struct DirectProxy {
@@ -35,7 +34,7 @@ pub(super) struct DirectProxy {
 pub(super) enum AnswerTo<'a> {
     Plain(&'a mut PlainClient),
     /// A request of HTTP/2.
-    Stream(&'a mut ServerSession),
+    Stream(&'a mut StreamClient),
 }
 
 /// An answer that has begun.
@@ -50,7 +49,7 @@ impl AnswerTo<'_> {
     async fn gone(&mut self) {
         match self {
             Self::Plain(client) => client.gone().await,
-            Self::Stream(session) => while session.read_body_or_idle(true).await.is_ok() {},
+            Self::Stream(client) => client.gone().await,
         }
     }
 
@@ -89,7 +88,7 @@ impl AnswerTo<'_> {
                 client.header(&mut head, has_body);
                 Ok(())
             }
-            Self::Stream(session) => session.write_response_header(Box::new(head)).await.map_err(Error::into_down),
+            Self::Stream(client) => client.head(head, has_body),
         }
     }
 
@@ -104,19 +103,17 @@ impl AnswerTo<'_> {
     async fn part(&mut self, part: Bytes, is_last: bool) -> Result<()> {
         match self {
             Self::Plain(client) => client.part(&part, is_last).await,
-            Self::Stream(session) => {
-                let part = if part.len() <= SLICED { Bytes::copy_from_slice(&part) } else { part };
-                session.write_response_body(part, is_last).await.map_err(Error::into_down)
-            }
+            Self::Stream(client) => client.part(part, is_last).await,
         }
     }
 
     /// Of the answer, if it has begun; and bytes of its body.
     fn written(&self) -> (Option<u16>, usize) {
-        match self {
-            Self::Plain(client) => (Some(client.status).filter(|status| *status > 0), client.sent),
-            Self::Stream(session) => (session.response_written().map(|head| head.status.as_u16()), session.body_bytes_sent()),
-        }
+        let (status, sent) = match self {
+            Self::Plain(client) => (client.status, client.sent),
+            Self::Stream(client) => (client.status, client.sent),
+        };
+        (Some(status).filter(|status| *status > 0), sent)
     }
 
     /// Sends an answer of the ingress itself.
@@ -129,7 +126,7 @@ impl AnswerTo<'_> {
 
 impl DirectProxy {
     pub fn new(state: Arc<IngressState>) -> Self {
-        Self { state, pool: TaskPool::new(POOL, TASK_IDLE) }
+        Self { state, pool: TaskPool::new(KEPT_BY_TASK, TASK_IDLE) }
     }
 
     /// Connections are closed with their next answer.
@@ -196,9 +193,6 @@ impl DirectProxy {
     async fn exchange(&self, request: &mut RequestHeader, context: &mut RequestContext, to: &mut AnswerTo<'_>) -> Result<()> {
         let no_route = || Error::explain(ErrorType::HTTPStatus(503), "the request has no route");
         let route = context.route.clone().ok_or_else(no_route)?;
-        if request.version == Version::HTTP_2 {
-            as_http1(request)?;
-        }
         let bytes = to_task_bytes(request, context, &route)?;
         let limit = route.route.timeout_ms.map(Duration::from_millis);
         let mut answer = self.begun(request, &bytes, &route, context, to, limit).await?;
@@ -253,7 +247,8 @@ impl DirectProxy {
             let kept = if context.repeated { None } else { self.pool.take(&backend.task_id, address) };
             let mut connection = match kept {
                 Some(connection) => connection,
-                None => match self.state.connector.open(address).await {
+                // In a box, as few requests need it.
+                None => match Box::pin(self.state.connector.open(address)).await {
                     Ok(stream) => TaskConnection::new(stream),
                     Err(_) if connect_failed(context) => continue,
                     Err(error) => return Err(error.into_up()),
@@ -294,7 +289,7 @@ async fn asked(
             () = to.gone() => return Err(client_gone()),
         };
         match head.status.as_u16() {
-            101 => return Err(Error::explain(ErrorType::InvalidHTTPHeader, "an upgrade that was not asked for").into_up()),
+            101 => return Err(unasked_upgrade()),
             100..=199 => to.informational(&head).await?,
             _ => return Ok(head),
         }
@@ -318,17 +313,4 @@ fn changes_answers(context: &RequestContext) -> bool {
 #[expect(clippy::unnecessary_box_returns, reason = "as all errors of pingora are")]
 fn client_gone() -> Box<Error> {
     Error::explain(ErrorType::ConnectionClosed, "the client is gone").into_down()
-}
-
-/// A head of HTTP/2 as HTTP/1 has it.
-fn as_http1(request: &mut RequestHeader) -> Result<()> {
-    let path = request.uri.path_and_query().map_or("/", |path| path.as_str()).to_owned();
-    if let Some(authority) = request.uri.authority().map(ToString::to_string)
-        && !request.headers.contains_key("host")
-    {
-        request.insert_header("host", authority)?;
-    }
-    request.set_raw_path(path.as_bytes())?;
-    request.set_version(Version::HTTP_11);
-    Ok(())
 }

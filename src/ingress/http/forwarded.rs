@@ -136,6 +136,13 @@ pub(super) fn trace(request: &mut RequestHeader) -> String {
     trace
 }
 
+/// The id of a trace that is kept, as the flags of a `traceparent` say.
+pub(super) fn sampled(traceparent: &str) -> Option<&str> {
+    let mut parts = traceparent.split('-').skip(1);
+    let (trace, flags) = (parts.next()?, parts.nth(1)?);
+    u8::from_str_radix(flags, 16).ok().filter(|flags| flags & 1 == 1).map(|_| trace)
+}
+
 /// A new id of a request.
 pub(super) fn request_id() -> String {
     let mut id = String::with_capacity(32);

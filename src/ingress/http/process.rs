@@ -104,6 +104,7 @@ async fn run(args: &HttpServeArgs) -> anyhow::Result<()> {
     control.server.drain().await;
     ended.cancel();
     let _ = served.await;
+    control.server.write_log();
     tracing::info!(pid = std::process::id(), "HTTP ingress has ended");
     Ok(())
 }

@@ -7,9 +7,9 @@ use super::reply::failure;
 use super::request_copy::RequestCopy;
 use super::rules::{
     IngressState, RequestDecision, STALLED, announced, asked_host, broke_off, choose_task, connect_failed, header, to_client,
-    to_task,
+    to_task, unasked_upgrade,
 };
-use super::{compression, path, upstream};
+use super::{compression, path, upgrade, upstream};
 use async_trait::async_trait;
 use bytes::Bytes;
 use pingora::http::{RequestHeader, ResponseHeader, Version};
@@ -30,12 +30,6 @@ fn ends(session: &ServerSession) -> Option<ConnectionEnds> {
     client.copied().zip(session.server_addr().and_then(|address| address.as_inet()).copied())
 }
 
-/// Whether a client asks for an upgrade, and sends no body.
-fn is_upgrade(session: &Session) -> bool {
-    let headers = &session.req_header().headers;
-    session.is_upgrade_req() && !headers.contains_key("transfer-encoding") && !headers.contains_key("content-length")
-}
-
 #[async_trait]
 impl ProxyHttp for IngressProxy {
     type CTX = RequestContext;
@@ -50,7 +44,7 @@ impl ProxyHttp for IngressProxy {
         // Streams of gRPC and upgraded connections are silent for as long as they like. A body that is chunked is neither.
         let is_stream = match request.version {
             Version::HTTP_2 => header(request, "content-type").is_some_and(|kind| kind.starts_with(b"application/grpc")),
-            _ => is_upgrade(session),
+            _ => upgrade::is_asked(request),
         };
         progress::head_seen(match length {
             _ if session.is_body_empty() => ExpectedBody::Nothing,
@@ -70,7 +64,7 @@ impl ProxyHttp for IngressProxy {
         session.set_write_timeout(Some(STALLED));
         // The rest of a body that its task has not waited for.
         session.set_total_drain_timeout(Some(limits.head()));
-        if is_upgrade(session) {
+        if upgrade::is_asked(session.req_header()) {
             // WebSocket is silent for as long as it likes: the kernel notices a client that is gone.
             session.set_read_timeout(None);
         }
@@ -174,6 +168,11 @@ impl ProxyHttp for IngressProxy {
     ) -> Result<()> {
         let Some(route) = context.route.clone() else { return Ok(()) };
         to_task(request, context, &route)?;
+        if let Some(protocol) = upgrade::passed_on(session.req_header(), &route.route.upgrade) {
+            request.insert_header("Connection", "Upgrade")?;
+            request.insert_header("Upgrade", protocol)?;
+        }
+        context.upgrade = request.headers.contains_key("upgrade");
         // Once, whatever tasks are tried.
         if let Some(mirror) = route
             .route
@@ -200,6 +199,9 @@ impl ProxyHttp for IngressProxy {
     ) -> Result<()> {
         progress::answer_began();
         if response.status.as_u16() == 101 {
+            if !context.upgrade {
+                return Err(unasked_upgrade());
+            }
             progress::upgraded();
         }
         to_client(response, context)?;

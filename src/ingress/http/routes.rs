@@ -288,7 +288,7 @@ mod tests {
     #[test]
     fn counters_go_on_after_a_change() {
         let before = routes(vec![service("web", 1, "a.b,c.d", None)], &Routes::default());
-        chosen(&before).counters.count(200, std::time::Duration::ZERO);
+        chosen(&before).counters.count(200, std::time::Duration::ZERO, "");
         let after = routes(vec![with(&service("web", 1, "a.b", None), &[("t1", &[80])])], &before);
         assert_eq!(chosen(&after).counters.read().requests(), 1);
         let renamed = routes(vec![service("other", 1, "a.b", None)], &after);

@@ -8,6 +8,7 @@ use super::context::{Arrival, RequestContext, RequestEnd};
 use super::credentials::{CredentialCheck, Credentials};
 use super::limits::HttpLimits;
 use super::log_format::HttpAccessLog;
+use super::log_lines::LogLines;
 use super::mirror::Mirror;
 use super::refusals::{HttpRefusal, HttpRefusals};
 use super::reply::{Reply, no_task, redirect, too_large};
@@ -15,8 +16,9 @@ use super::routes::{Claim, Routes, ServedRoute};
 use super::{access_log, credentials, forwarded, guard, path, rewriting};
 use crate::model::http::HttpBackend;
 use arc_swap::ArcSwap;
+use axum::http::header::HOST;
 use bytes::{BufMut as _, BytesMut};
-use pingora::http::{RequestHeader, ResponseHeader, StatusCode};
+use pingora::http::{RequestHeader, ResponseHeader, StatusCode, Version};
 use pingora::protocols::http::v1::client::http_req_header_to_wire;
 use pingora::{Error, ErrorSource, ErrorType, Result};
 use std::path::PathBuf;
@@ -37,6 +39,7 @@ pub(super) struct IngressState {
     pub connector: Arc<MeshConnector>,
     pub credentials: Credentials,
     pub access_log: ArcSwap<HttpAccessLog>,
+    pub log_lines: LogLines,
     pub limits: Arc<ArcSwap<HttpLimits>>,
     pub refusals: Arc<HttpRefusals>,
     pub mirror: Arc<Mirror>,
@@ -119,10 +122,21 @@ pub(super) fn broke_off(context: &mut RequestContext, request: &RequestHeader, i
 /// # Errors
 /// A header that cannot be set.
 pub(super) fn to_task(request: &mut RequestHeader, context: &mut RequestContext, route: &ServedRoute) -> Result<()> {
+    changed_for_task(request, context, route, true)
+}
+
+/// `with_client`: what is said of the client becomes a part of the head.
+fn changed_for_task(
+    request: &mut RequestHeader,
+    context: &mut RequestContext,
+    route: &ServedRoute,
+    with_client: bool,
+) -> Result<()> {
     forwarded::clear(request, &context.requester);
     context.traceparent = forwarded::trace(request);
-    let context = &*context;
-    about_client(context, |name, value| request.insert_header(name, value))?;
+    if with_client {
+        about_client(context, |name, value| request.insert_header(name, value))?;
+    }
     rewriting::request(request, &route.route)
 }
 
@@ -133,30 +147,37 @@ pub(super) fn to_task(request: &mut RequestHeader, context: &mut RequestContext,
 pub(super) fn to_task_bytes(request: &mut RequestHeader, context: &mut RequestContext, route: &ServedRoute) -> Result<BytesMut> {
     // What is said of the client need not be looked up among other fields, unless the route changes some.
     let apart = route.route.request_headers.is_empty();
-    if apart {
-        forwarded::clear(request, &context.requester);
-        context.traceparent = forwarded::trace(request);
-        rewriting::request(request, &route.route)?;
-    } else {
-        to_task(request, context, route)?;
-    }
+    // HTTP/2 names its host apart from the fields, too.
+    let authority = request.uri.authority().filter(|_| !request.headers.contains_key(HOST)).cloned();
+    request.set_version(Version::HTTP_11);
+    changed_for_task(request, context, route, !apart)?;
     let unsendable = || Error::explain(ErrorType::InvalidHTTPHeader, "the request cannot be sent in HTTP/1").into_down();
     let mut bytes = http_req_header_to_wire(request).ok_or_else(unsendable)?;
-    if apart {
-        bytes.truncate(bytes.len() - b"\r\n".len());
-        about_client(context, |name, value| {
-            for part in [name, ": ", value, "\r\n"] {
-                bytes.put_slice(part.as_bytes());
-            }
-            Ok(())
-        })?;
-        bytes.put_slice(b"\r\n");
+    bytes.truncate(bytes.len() - b"\r\n".len());
+    let mut add = |name: &'static str, value: &str| {
+        for part in [name, ": ", value, "\r\n"] {
+            bytes.put_slice(part.as_bytes());
+        }
+        Ok(())
+    };
+    if let Some(host) = authority.filter(|_| !request.headers.contains_key(HOST)) {
+        add("Host", host.as_str())?;
     }
+    if apart {
+        about_client(context, add)?;
+    }
+    bytes.put_slice(b"\r\n");
     Ok(bytes)
 }
 
 fn about_client(context: &RequestContext, set: impl FnMut(&'static str, &str) -> Result<()>) -> Result<()> {
     forwarded::fields(&context.requester, &context.request_id, &context.traceparent, set)
+}
+
+/// A task says that it has taken over the connection, which it was not asked for.
+#[expect(clippy::unnecessary_box_returns, reason = "as all errors of pingora are")]
+pub(super) fn unasked_upgrade() -> Box<Error> {
+    Error::explain(ErrorType::InvalidHTTPHeader, "an upgrade that was not asked for").into_up()
 }
 
 /// A task has answered.
@@ -280,7 +301,8 @@ impl IngressState {
             }
         }
         if !route.route.auth.is_empty() {
-            match self.credentials.check(header(request, "authorization"), &route.route.auth, client).await {
+            let check = self.credentials.check(header(request, "authorization"), &route.route.auth, client);
+            match Box::pin(check).await {
                 CredentialCheck::Right => context.user = credentials::name(header(request, "authorization")),
                 CredentialCheck::Wrong => {
                     let realm = format!("Basic realm=\"{}\", charset=\"UTF-8\"", route.service.service_name);
@@ -312,13 +334,13 @@ impl IngressState {
     pub fn ended(&self, context: &RequestContext, end: &RequestEnd<'_>) {
         let took = context.started.elapsed();
         if let Some(route) = &context.route {
-            route.counters.count(end.status, took);
+            route.counters.count(end.status, took, &context.traceparent);
         }
         let is_stalled =
             |error: &Error| *error.etype() == ErrorType::WriteTimedout && *error.esource() == ErrorSource::Downstream;
         if end.error.is_some_and(is_stalled) {
             self.refusals.count(HttpRefusal::SlowReader);
         }
-        access_log::write(**self.access_log.load(), end, context, took);
+        access_log::write(&self.log_lines, **self.access_log.load(), end, context, took);
     }
 }

@@ -8,6 +8,7 @@ use super::credentials::Credentials;
 use super::direct::DirectProxy;
 use super::limits::HttpLimits;
 use super::listeners::{Listeners, Serving};
+use super::log_lines::LogLines;
 use super::mirror::Mirror;
 use super::proxy::IngressProxy;
 use super::refusals::HttpRefusals;
@@ -37,8 +38,11 @@ const H2_STREAMS: u32 = 100;
 const H2_HEADERS: u32 = 64 << 10;
 /// Bytes that a client may send ahead on HTTP/2: a request, and a connection.
 const H2_WINDOWS: (u32, u32) = (256 << 10, 1 << 20);
-/// Connections to tasks that are kept for each worker thread.
-const POOL: usize = 512;
+/// Connections to tasks, whatever tasks they are, that pingora keeps for each worker thread.
+const KEPT_BY_THREAD: usize = 512;
+
+/// How long the reader of the access log has at the end.
+const LAST_LINES: Duration = Duration::from_secs(1);
 
 /// How long requests and upgraded connections have then.
 const LAST_ANSWER: Duration = Duration::from_mins(30);
@@ -67,6 +71,7 @@ impl HttpServer {
             connector: connector.clone(),
             credentials: Credentials::default(),
             access_log: ArcSwap::default(),
+            log_lines: LogLines::standard(),
             limits: limits.clone(),
             refusals: refusals.clone(),
             mirror: Arc::new(Mirror::new(connector.clone())),
@@ -76,7 +81,7 @@ impl HttpServer {
             dashboard,
         });
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
-        let conf = ServerConf { threads, upstream_keepalive_pool_size: POOL, max_retries: 8, ..ServerConf::default() };
+        let conf = ServerConf { threads, upstream_keepalive_pool_size: KEPT_BY_THREAD, max_retries: 8, ..ServerConf::default() };
         let proxy = http_proxy(&Arc::new(conf), IngressProxy(state.clone()));
         let mut h2 = H2Options::new();
         h2.max_concurrent_streams(H2_STREAMS).max_header_list_size(H2_HEADERS);
@@ -174,6 +179,7 @@ impl HttpServer {
                     in_flight: route.load.in_flight(),
                     rates: route.counters.window.rates(now, &counts),
                     counts,
+                    exemplars: route.counters.exemplars.read(),
                 });
             }
         }
@@ -189,6 +195,7 @@ impl HttpServer {
             certificate_failures: BTreeMap::new(),
             connections: self.app.connections.open(),
             refused: self.state.refusals.read(),
+            log_lines_dropped: self.state.log_lines.dropped(),
         }
     }
 
@@ -208,5 +215,41 @@ impl HttpServer {
         self.app.ending.cancel();
         self.proxy.http_cleanup().await;
         self.app.connections.end(LAST_ANSWER).await;
+    }
+
+    /// Writes what is left of the access log; called at the end.
+    pub fn write_log(&self) {
+        self.state.log_lines.close(LAST_LINES);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::datapath::sockets::HereSockets;
+    use crate::ingress::http::context::{Arrival, RequestContext};
+    use crate::ingress::http::direct::AnswerTo;
+    use crate::ingress::http::plain_client::PlainClient;
+    use crate::ingress::http::stream::ClientStream;
+    use bytes::BytesMut;
+    use pingora::http::RequestHeader;
+    use tokio::net::{TcpListener, TcpStream};
+
+    /// It is moved several times for each of them. What few of them need is in boxes of its own.
+    #[tokio::test]
+    async fn what_a_connection_and_a_request_need_is_small() {
+        let server = HttpServer::new(Arc::new(HereSockets), BTreeMap::new(), PathBuf::new());
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let stream = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let ends = (stream.peer_addr().unwrap(), 80);
+        let stop = tokio::sync::watch::channel(false).1;
+        let connection = size_of_val(&server.app.clone().serve(stream, ends, None, stop));
+        let stream = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let mut client = PlainClient::new(Box::new(ClientStream::new(stream, ends.0, false)), BytesMut::new());
+        let mut request = RequestHeader::build("GET", b"/", None).unwrap();
+        let mut context = RequestContext::new(Arrival::default());
+        let request = size_of_val(&server.app.direct.carry(&mut request, &mut context, AnswerTo::Plain(&mut client)));
+        eprintln!("{connection} {request}");
+        assert!(connection < 8 << 10 && request < 4 << 10, "{connection} and {request} bytes");
     }
 }

@@ -1,6 +1,7 @@
 //! What the process reports of itself, and the daemon of the process.
 
 use super::counts::RouteCounts;
+use super::exemplars::HttpExemplar;
 use super::rates::RouteRates;
 use crate::model::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -25,6 +26,8 @@ pub struct HttpStatus {
     pub connections: u64,
     /// Connections and requests that were cut or refused for what the client did, by reason.
     pub refused: BTreeMap<String, u64>,
+    /// Lines of the access log for which there was no room, because its reader stalls or is gone.
+    pub log_lines_dropped: u64,
 }
 
 /// A listener.
@@ -61,6 +64,9 @@ pub struct HttpRouteStatus {
     pub certificate_end: Option<Timestamp>,
     /// Since the process started.
     pub counts: RouteCounts,
+    /// Requests of some classes of durations whose traces are kept.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub exemplars: Vec<HttpExemplar>,
     /// Of the last seconds.
     #[serde(default)]
     pub rates: RouteRates,

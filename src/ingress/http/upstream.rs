@@ -60,6 +60,8 @@ pub(super) fn peer(
     match route.route.scheme {
         HttpScheme::Http => {}
         HttpScheme::H2c => options.set_http_version(2, 2),
+        // HTTP/2 has no upgrade.
+        HttpScheme::Https if upgrade => options.set_http_version(1, 1),
         HttpScheme::Https => options.set_http_version(2, 1),
     }
     options.max_h2_streams = STREAMS;

@@ -2,11 +2,11 @@
 
 use super::duration::millis;
 use super::host_and_path::path_prefix;
-use super::route::{HttpCheck, HttpMirror, HttpRate, HttpRedirect, HttpRoute};
-use super::values::flag;
+use super::route::{HttpCheck, HttpMirror, HttpRate, HttpRedirect, HttpRoute, HttpScheme};
+use super::values::{flag, is_token};
 
 /// After `skep.http.`.
-pub(super) const MORE: [&str; 15] = [
+pub(super) const MORE: [&str; 16] = [
     "requests",
     "requests.client",
     "rate",
@@ -17,6 +17,7 @@ pub(super) const MORE: [&str; 15] = [
     "check.timeout",
     "slowstart",
     "proxy-protocol",
+    "upgrade",
     "compress",
     "mirror",
     "mirror.percent",
@@ -72,6 +73,7 @@ pub(super) fn read(route: &mut HttpRoute, key: &str, value: &str) -> Result<(), 
                 _ => return Err("1 or 2, the version that the containers expect".to_owned()),
             }
         }
+        "upgrade" => route.upgrade = protocols(value)?,
         "compress" => route.compress = flag(value).ok_or("true or false")?,
         "mirror" => {
             let is_name = !value.is_empty() && value.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte));
@@ -121,10 +123,36 @@ pub(super) fn contradiction(route: &HttpRoute) -> Option<&'static str> {
     if route.dashboard && route.prefix != "/" {
         return Some("dashboard: the page has a host of its own, without a path");
     }
+    if !route.upgrade.is_empty() && route.scheme == HttpScheme::H2c {
+        return Some("upgrade: HTTP/2 to the containers (skep.http.scheme=h2c) has none: leave one of both out");
+    }
     if route.mirror.as_ref().is_some_and(|mirror| mirror.service.is_empty()) {
         return Some("mirror is missing: name the service that gets the copies");
     }
     None
+}
+
+/// `tcp,spdy/3.1`: names as in the header `Upgrade`.
+fn protocols(text: &str) -> Result<Vec<String>, String> {
+    let list = || text.split(',').map(|one| one.trim().to_ascii_lowercase());
+    let is_valid = |protocol: &String| match protocol.split_once('/') {
+        Some((name, version)) => is_token(name) && is_token(version),
+        None => is_token(protocol),
+    };
+    if !list().all(|protocol| is_valid(&protocol)) {
+        return Err("protocols that the containers take over a connection for, as tcp,spdy/3.1".to_owned());
+    }
+    // What is behind them would be requests that no rule of the route is asked about, or nothing that the containers could see.
+    let is_http = |protocol: &String| matches!(protocol.split('/').next(), Some("h2c" | "h2" | "http" | "tls"));
+    if let Some(protocol) = list().find(is_http) {
+        return Err(format!(
+            "without {protocol}: skep speaks HTTP/2 and TLS with clients itself, and passes no request on unread"
+        ));
+    }
+    let mut all: Vec<String> = list().collect();
+    all.sort_unstable();
+    all.dedup();
+    Ok(all)
 }
 
 /// `100/s`, `1000/10m`.
@@ -171,6 +199,7 @@ mod tests {
             ("check.timeout", "500ms"),
             ("slowstart", "30s"),
             ("proxy-protocol", "2"),
+            ("upgrade", "tcp, SPDY/3.1,tcp"),
             ("compress", "true"),
             ("mirror", "shop-next"),
             ("mirror.percent", "10"),
@@ -192,6 +221,7 @@ mod tests {
             }),
             slow_start_ms: Some(30_000),
             proxy_protocol: Some(2),
+            upgrade: vec!["spdy/3.1".to_owned(), "tcp".to_owned()],
             compress: true,
             mirror: Some(HttpMirror { service: "shop-next".to_owned(), percent: 10 }),
             maintenance: Some("back at 5".to_owned()),
@@ -224,6 +254,13 @@ mod tests {
             ("check.timeout", "1"),
             ("slowstart", "fast"),
             ("proxy-protocol", "3"),
+            ("upgrade", ""),
+            ("upgrade", "tcp,"),
+            ("upgrade", "a b"),
+            ("upgrade", "/1"),
+            ("upgrade", "tcp, H2C"),
+            ("upgrade", "HTTP/2.0"),
+            ("upgrade", "TLS/1.0"),
             ("compress", "gzip"),
             ("mirror", "a b"),
             ("mirror.percent", "0"),
@@ -236,5 +273,8 @@ mod tests {
             read(&mut route, key, value).unwrap();
             assert!(contradiction(&route).is_some(), "{key}");
         }
+        let mut route = HttpRoute { scheme: HttpScheme::H2c, ..HttpRoute::default() };
+        read(&mut route, "upgrade", "tcp").unwrap();
+        assert!(contradiction(&route).is_some_and(|why| why.contains("h2c")));
     }
 }

@@ -66,6 +66,9 @@ pub struct HttpRoute {
     /// Version of the PROXY header that connections to tasks begin with.
     #[serde(skip_serializing_if = "is_default")]
     pub proxy_protocol: Option<u8>,
+    /// Protocols besides WebSocket for which a task may take over a connection, in lower case, as `tcp` or `spdy/3.1`.
+    #[serde(skip_serializing_if = "is_default")]
+    pub upgrade: Vec<String>,
     /// Answers of text are compressed for clients that ask for it.
     #[serde(skip_serializing_if = "is_default")]
     pub compress: bool,
@@ -136,6 +139,7 @@ impl Default for HttpRoute {
             check: None,
             slow_start_ms: None,
             proxy_protocol: None,
+            upgrade: Vec::new(),
             compress: false,
             mirror: None,
             maintenance: None,

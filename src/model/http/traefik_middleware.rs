@@ -8,6 +8,10 @@ use super::values::{add_header, flag, users};
 use crate::model::source_prefixes::{PREFIXES, prefixes};
 use std::collections::BTreeMap;
 
+/// The redirect to https, by the names that it has in public stacks: it is in the labels of Traefik's own service, or in its files, and so it
+/// goes with the proxy.
+const REDIRECTS: [&str; 4] = ["https-redirect", "redirect-https", "redirect-to-https", "https-redirectscheme"];
+
 /// Chains in each other.
 const DEEPEST: usize = 8;
 
@@ -25,7 +29,13 @@ pub(super) fn apply(
     if depth > DEEPEST {
         return Err("chains of middlewares are too deep".to_owned());
     }
-    let options = objects.middleware(name)?;
+    let options = match objects.middleware(name) {
+        Err(_) if is_redirect_of_proxy(name) => {
+            redirect_to_tls(route);
+            return Ok(());
+        }
+        options => options?,
+    };
     let (mut sts, mut limited) = (None, false);
     for (option, value) in options {
         let wrong = |why: &str| format!("{option}={value}: {why}");
@@ -134,6 +144,11 @@ fn strict_transport_security(options: &Options) -> Option<String> {
         value.push_str("; preload");
     }
     Some(value)
+}
+
+fn is_redirect_of_proxy(name: &str) -> bool {
+    let name = name.split_once('@').map_or(name, |(name, _)| name);
+    REDIRECTS.iter().any(|redirect| name.eq_ignore_ascii_case(redirect))
 }
 
 /// A redirect to TLS is of no use on a route that has it.

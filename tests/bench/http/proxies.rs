@@ -14,6 +14,13 @@ pub const SPACE: &str = "skb-http";
 /// The processor of all proxies; of clients and backend.
 const PROXIES: usize = 0;
 pub const OTHERS: usize = 1;
+/// Another build of skep.
+pub const BEFORE: &str = "skep-before";
+
+/// Path of that build, to be measured in turn with this one.
+pub fn before() -> Option<String> {
+    std::env::var("SKEP_BENCH_BEFORE").ok().filter(|path| !path.is_empty())
+}
 
 pub struct Proxy {
     pub name: &'static str,
@@ -69,8 +76,10 @@ impl Proxies {
                 }
                 _ => {
                     let control = format!("{dir}/{name}.sock");
+                    let program = if *name == BEFORE { before() } else { None };
+                    let program = program.unwrap_or_else(|| env!("CARGO_BIN_EXE_skep").to_owned());
                     command.env("TOKIO_WORKER_THREADS", "1");
-                    command.args([env!("CARGO_BIN_EXE_skep"), "http", "serve", "--log", "warn"]);
+                    command.args([&program, "http", "serve", "--log", "warn"]);
                     command.args(["--mesh", &format!("/run/netns/{SPACE}"), "--control", &control]);
                 }
             }

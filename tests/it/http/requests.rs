@@ -180,3 +180,29 @@ async fn the_page_of_the_cluster_is_behind_tls_and_a_password() {
     end.cancel();
     assert!(HttpLabels::read(&labels[..2].iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect()).is_err(), "no user");
 }
+
+#[tokio::test]
+async fn services_share_a_host_by_weight_and_without_one_the_older_has_it() {
+    let port = free_port();
+    task::serve(ONE, port);
+    task::serve(TWO, port);
+    let port = port.to_string();
+    let site = |task, weight: Option<&str>| {
+        let labels = [("skep.http", "shop.test"), ("skep.http.port", port.as_str())].into_iter();
+        Site::new(&labels.chain(weight.map(|weight| ("skep.http.weight", weight))).collect::<Vec<_>>(), &[task])
+    };
+    let ingress = Ingress::start("weights").await;
+    let urls = format!("http://shop.test:{}/[1-60]", ingress.ports.plain);
+    for (first, second, expected) in [
+        (Some("1"), Some("1"), &[ONE, TWO][..]),
+        (Some("0"), Some("5"), &[TWO]),
+        (Some("5"), Some("0"), &[ONE]),
+        (None, Some("5"), &[ONE]),
+    ] {
+        ingress.set(vec![site(ONE, first), site(TWO, second)]).await;
+        let answers = ingress.curl(&[&urls]);
+        let asked: std::collections::BTreeSet<String> =
+            answers.lines().map(|line| shown(line)["at"].as_str().unwrap_or(line).to_owned()).collect();
+        assert_eq!(asked, expected.iter().map(ToString::to_string).collect(), "{first:?} {second:?}");
+    }
+}

@@ -42,3 +42,33 @@ async fn a_host_has_the_certificate_of_its_secret_and_a_self_signed_one_without(
     let other = ingress.curl(&["-w", "%{http_code}", &format!("https://other.test:{}/", ingress.ports.tls)]);
     assert!(other.ends_with("200"), "another secret that is no certificate harms only its own host: {other}");
 }
+
+#[tokio::test]
+async fn tls_1_2_and_1_3_are_spoken_and_nothing_older() {
+    let port = free_port();
+    task::serve(ONE, port);
+    let labels = [("skep.http", "shop.test"), ("skep.http.port", &port.to_string())];
+    let ingress = Ingress::with("tls-versions", vec![Site::new(&labels, &[ONE])]).await;
+    // Its own library is told to speak whatever it can.
+    let ask = |least: &str, most: &str| {
+        ingress.curl(&[
+            least,
+            "--tls-max",
+            most,
+            "--ciphers",
+            "DEFAULT@SECLEVEL=0",
+            "-w",
+            "%{http_code}",
+            "-o",
+            "/dev/null",
+            "HTTPS/",
+        ])
+    };
+    for (least, most, served) in
+        [("--tlsv1.3", "1.3", true), ("--tlsv1.2", "1.2", true), ("--tlsv1.1", "1.1", false), ("--tlsv1.0", "1.0", false)]
+    {
+        let answer = ask(least, most);
+        assert_eq!(answer == "200", served, "{most}: {answer}");
+        assert!(served || answer.contains("alert protocol version"), "{most}: {answer}");
+    }
+}

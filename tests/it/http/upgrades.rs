@@ -7,6 +7,8 @@ use std::net::{Shutdown, TcpStream};
 const ECHO: Ipv4Addr = Ipv4Addr::new(127, 89, 0, 1);
 const QUIET: Ipv4Addr = Ipv4Addr::new(127, 89, 0, 3);
 const BYE: Ipv4Addr = Ipv4Addr::new(127, 89, 0, 2);
+const NAMED: Ipv4Addr = Ipv4Addr::new(127, 89, 0, 4);
+const HASTY: Ipv4Addr = Ipv4Addr::new(127, 89, 0, 5);
 
 /// Reads a head to its end; its first line.
 fn head(reader: &mut impl std::io::BufRead) -> Option<String> {
@@ -58,12 +60,79 @@ async fn the_time_of_an_answer_is_none_of_the_silence_after_an_upgrade() {
     let labels = [("skep.http", "shop.test"), ("skep.http.port", port.as_str()), ("skep.http.timeout", "300ms")];
     let ingress = Ingress::with("upgrade-time", vec![Site::new(&labels, &[QUIET])]).await;
     let (mut stream, mut reader) = upgraded(ingress.plain(), "/ws");
-    tokio::time::sleep(Duration::from_millis(900)).await;
+    // The connection is silent for longer than the time of these answers.
+    for _ in 0..2 {
+        let late = ingress.curl(&["-H", "Connection: Upgrade", "-H", "Upgrade: websocket", "HTTP/slow"]);
+        assert!(late.starts_with("504 the task does not answer in time"), "{late}");
+    }
     stream.write_all(b"still here").expect("sent");
     let mut back = [0; 10];
     reader.read_exact(&mut back).expect("sent back");
-    let late = ingress.curl(&["-H", "Connection: Upgrade", "-H", "Upgrade: websocket", "HTTP/slow"]);
-    assert!(late.starts_with("504 the task does not answer in time"), "{late}");
+}
+
+#[tokio::test]
+async fn an_upgrade_passes_if_the_route_names_it_and_http_2_never_does() {
+    let port = free_port();
+    task::serve(NAMED, port);
+    let port = port.to_string();
+    let labels = [("skep.http", "shop.test"), ("skep.http.port", port.as_str()), ("skep.http.upgrade", "tcp, spdy/3.1")];
+    let ingress = Ingress::with("upgrade-named", vec![Site::new(&labels, &[NAMED])]).await;
+    let ask = |fields: &str| {
+        let mut stream = TcpStream::connect(ingress.plain()).expect("connected");
+        stream.set_read_timeout(Some(Duration::from_secs(10))).expect("a time-out");
+        stream.write_all(format!("POST / HTTP/1.1\r\nHost: shop.test\r\n{fields}\r\n").as_bytes()).expect("sent");
+        let mut reader = BufReader::new(stream.try_clone().expect("a descriptor"));
+        let first = head(&mut reader).expect("an answer");
+        (first, stream, reader)
+    };
+    for fields in [
+        "Connection: Upgrade\r\nUpgrade: tcp\r\nContent-Length: 0\r\n",
+        "Connection: Upgrade\r\nUpgrade: SPDY/3.1\r\n",
+        "Connection: Upgrade\r\nUpgrade: websocket\r\n",
+    ] {
+        let (first, mut stream, mut reader) = ask(fields);
+        assert!(first.contains(" 101 "), "{fields}: {first}");
+        stream.write_all(b"through").expect("sent");
+        let mut back = [0; 7];
+        reader.read_exact(&mut back).expect("sent back");
+        assert_eq!(&back, b"through", "{fields}");
+    }
+    for fields in [
+        "Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQAAP__\r\n",
+        "Connection: Upgrade\r\nUpgrade: tcp, h2c\r\n",
+        "Connection: Upgrade\r\nUpgrade: TLS/1.0\r\n",
+        "Connection: keep-alive\r\nUpgrade: tcp\r\n",
+    ] {
+        let (first, _stream, mut reader) = ask(fields);
+        assert!(first.contains(" 200 "), "{fields}: {first}");
+        let mut line = String::new();
+        reader.read_line(&mut line).expect("a body");
+        let headers = &shown(&line)["headers"];
+        let seen = ["upgrade", "http2-settings", "connection"].map(|name| headers[name].as_str().unwrap_or_default());
+        assert!(headers["host"] == "shop.test" && !seen.concat().to_lowercase().contains("upgrade"), "{fields}: {headers}");
+        assert!(headers["upgrade"].is_null() && headers["http2-settings"].is_null(), "{fields}: {headers}");
+    }
+}
+
+#[tokio::test]
+async fn a_task_that_takes_over_a_connection_unasked_gets_nothing_of_it() {
+    let port = free_port();
+    let listener = TcpListener::bind((HASTY, port)).expect("a listener");
+    std::thread::spawn(move || {
+        for mut stream in listener.incoming().flatten() {
+            let mut reader = BufReader::new(stream.try_clone().expect("a descriptor"));
+            while head(&mut reader).is_some() {
+                let _ = stream.write_all(b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: tcp\r\n\r\nhello");
+            }
+        }
+    });
+    let labels = [("skep.http", "shop.test"), ("skep.http.port", &port.to_string())];
+    let ingress = Ingress::with("upgrade-unasked", vec![Site::new(&labels, &[HASTY])]).await;
+    for more in [&[][..], &["-H", "Connection: Upgrade", "-H", "Upgrade: tcp"], &["-d", "body"]] {
+        let arguments: Vec<&str> = ["-w", " %{http_code}", "HTTP/"].into_iter().chain(more.iter().copied()).collect();
+        let answer = ingress.curl(&arguments);
+        assert!(answer.ends_with(" 502"), "{more:?}: {answer}");
+    }
 }
 
 /// After a line it says `bye`, in one of the ways in which servers end.

@@ -42,6 +42,34 @@ fn a_common_stack_is_read_as_it_is() {
 }
 
 #[test]
+fn the_redirect_of_the_proxy_itself_is_known_by_its_name_and_nothing_else_of_it_is() {
+    for (middleware, redirects) in [
+        ("https-redirect", true),
+        ("https-redirect@docker", true),
+        ("redirect-to-https@file", true),
+        ("admin-auth", false),
+        ("https-redirects", false),
+        ("secure-headers@file", false),
+    ] {
+        let read = read_lines(&format!(
+            "traefik.http.routers.a.rule=Host(`a.b`)\ntraefik.http.routers.a.entrypoints=http\ntraefik.http.routers.a.middlewares={middleware}\n{PORT}"
+        ));
+        let redirect = read.routes.first().and_then(|route| route.redirect.clone());
+        assert_eq!(
+            (redirect, read.refused.len()),
+            (redirects.then_some(HttpRedirect::Https), usize::from(!redirects)),
+            "{middleware}"
+        );
+    }
+    // One of these labels is what it says.
+    let own = "traefik.http.middlewares.https-redirect.compress=true";
+    let read = read_lines(&format!(
+        "traefik.http.routers.a.rule=Host(`a.b`)\ntraefik.http.routers.a.middlewares=https-redirect\n{own}\n{PORT}"
+    ));
+    assert_eq!((read.routes[0].redirect.clone(), read.routes[0].compress), (None, true));
+}
+
+#[test]
 fn a_rate_limit_has_the_defaults_of_traefik() {
     let of = |options: &[&str]| {
         let options: Vec<String> = options.iter().map(|one| format!("traefik.http.middlewares.l.ratelimit.{one}")).collect();
