@@ -1,6 +1,6 @@
 //! The admin socket: `/healthz`, `/status`, `/metrics` (Prometheus), `/dump` (sorted JSON, no secrets), `/drops` (JSON lines,
 //! live), `/trace` (what the programs would do with a packet), `/state-copy` (what this manager's copy of the cluster's state
-//! has), and the orders that it takes: `/backup` (write one below the run directory) and `/recover-certificates`. Renders what a
+//! has), and the orders that it takes: `/backup` (write one below the run directory), `/key-change` and `/recover-certificates`. Renders what a
 //! [`StatusSource`] returns; knows nothing of how the node collects it.
 
 mod drops;
@@ -50,6 +50,16 @@ pub trait StatusSource: Send + Sync {
     /// # Errors
     /// The node is not a manager, or the time is too long or none.
     fn recover_certificates(&self, time: Duration) -> anyhow::Result<()>;
+    /// Begins a change of this node's WireGuard key, or goes on with one; the field `key` of the answer is the key that it is to have.
+    ///
+    /// # Errors
+    /// The node is in no swarm, or a manager refuses it.
+    async fn rotate_key(&self) -> anyhow::Result<serde_json::Value>;
+    /// How far that is: `key` is the one of the tunnel, `step` what is being done, empty if nothing is, `error` why it failed last.
+    ///
+    /// # Errors
+    /// The node is in no swarm.
+    fn key_change(&self) -> anyhow::Result<serde_json::Value>;
     /// What the eBPF datapath drops or refuses, from now on; with `left` also what it leaves to the host.
     ///
     /// # Errors
@@ -74,12 +84,13 @@ pub fn router(source: Arc<dyn StatusSource>) -> Router {
         .route("/recover-certificates", post(recover_certificates))
         .route("/state-copy", get(state_copy))
         .route("/backup", post(write_backup))
+        .route("/key-change", get(key_change).post(rotate_key))
         .route("/drops", get(drops))
         .route("/trace", get(trace_packet))
         .fallback(async || {
             (
                 StatusCode::NOT_FOUND,
-                "the paths are /healthz, /status, /metrics, /dump, /drops, /trace, /state-copy, /backup and /recover-certificates\n",
+                "the paths are /healthz, /status, /metrics, /dump, /drops, /trace, /state-copy, /backup, /key-change and /recover-certificates\n",
             )
         })
         .with_state(source)
@@ -119,6 +130,18 @@ async fn state_copy(
     State(source): SharedSource,
 ) -> Result<axum::Json<serde_json::Value>, (StatusCode, axum::Json<serde_json::Value>)> {
     source.state_copy().map(axum::Json).map_err(|e| refused(format!("{e:#}")))
+}
+
+async fn rotate_key(
+    State(source): SharedSource,
+) -> Result<axum::Json<serde_json::Value>, (StatusCode, axum::Json<serde_json::Value>)> {
+    source.rotate_key().await.map(axum::Json).map_err(|e| refused(format!("{e:#}")))
+}
+
+async fn key_change(
+    State(source): SharedSource,
+) -> Result<axum::Json<serde_json::Value>, (StatusCode, axum::Json<serde_json::Value>)> {
+    source.key_change().map(axum::Json).map_err(|e| refused(format!("{e:#}")))
 }
 
 fn refused(why: impl std::fmt::Display) -> (StatusCode, axum::Json<serde_json::Value>) {

@@ -14,6 +14,7 @@ mod print;
 mod rebalance;
 mod recover;
 mod recover_certificates;
+mod rotate_key;
 mod status;
 mod swarm;
 mod table;
@@ -59,6 +60,7 @@ enum CliVerb {
     Dashboard(dashboard::DashboardArgs),
     Http(http::HttpArgs),
     Rebalance(rebalance::RebalanceArgs),
+    RotateKey(rotate_key::RotateKeyArgs),
     /// Run a command in the mesh namespace, for example `skep netns wg show`
     Netns(netns::NetnsArgs),
     /// Start a swarm on this node (short for `docker swarm init`)
@@ -92,6 +94,7 @@ pub fn main() -> ExitCode {
             None => blocking(http::routes(args.routes)),
         },
         CliVerb::Rebalance(args) => blocking(rebalance::run(args)),
+        CliVerb::RotateKey(args) => blocking(rotate_key::run(args)),
         CliVerb::Netns(args) => netns::run(&args),
         CliVerb::Init(args) => blocking(swarm::init(args)),
         CliVerb::Join(args) => blocking(swarm::join(args)),
@@ -119,7 +122,7 @@ mod tests {
 
     #[test]
     fn the_help_of_verbs_that_need_it_has_examples() {
-        for verb in ["drops", "trace", "history", "doctor", "dashboard", "http", "rebalance", "recover", "backup"] {
+        for verb in ["drops", "trace", "history", "doctor", "dashboard", "http", "rebalance", "rotate-key", "recover", "backup"] {
             let mut command = SkepCommand::command();
             let verb = command.find_subcommand_mut(verb).expect("a verb");
             let help = verb.render_long_help().to_string();

@@ -101,6 +101,9 @@ pub struct TunnelPeerState {
     pub tx_bytes: u64,
 }
 
+/// [`TunnelState::implementation`] of kernel WireGuard.
+pub const KERNEL: &str = "kernel";
+
 /// The observed state of the tunnel.
 #[derive(Clone, PartialEq, Eq, Default, Debug, serde::Serialize, serde::Deserialize)]
 pub struct TunnelState {
@@ -132,6 +135,12 @@ pub enum TunnelStep {
     /// Sets the endpoint of an existing peer, unless the tunnel has learned another one, or made a session, since it was observed.
     Redirect(WgKey, Redirect),
     Remove(WgKey),
+    /// Two keys of one node, which changes the first for the second: with the first packet that is authenticated by `new`, it gets the
+    /// allowed-ips of `old`. Packets of both are accepted. Kernel WireGuard has no such thing: there a [`TunnelStep::Set`] moves them.
+    Succeed {
+        old: WgKey,
+        new: WgKey,
+    },
 }
 
 /// The tunnel device, in either implementation.
@@ -140,6 +149,9 @@ pub trait Tunnel: Send + Sync {
     async fn observe(&self) -> anyhow::Result<TunnelState>;
     /// Applies the steps in order. The endpoint in a [`TunnelStep::Set`] is always set: whether to set one is decided by `overlay`.
     async fn apply(&self, steps: &[TunnelStep]) -> anyhow::Result<()>;
+    /// Uses the private key that the key file has now, if it is another one, and begins handshakes with all peers. What they send with
+    /// sessions of the key before is still received.
+    async fn rekey(&self) -> anyhow::Result<()>;
 }
 
 mod peers_by_key {

@@ -20,6 +20,7 @@ mod entry;
 mod feature_level;
 pub mod inbox;
 pub mod invariants;
+mod key_changes;
 pub mod leader;
 pub mod limits;
 pub mod liveness;

@@ -80,4 +80,4 @@ pub use time::{Nanos, Timestamp};
 pub use trust_bundle::{CaHistory, RetiredRoot, RootRotation, TrustBundle};
 pub use unwritten::UnwrittenObject;
 pub use view::{NodeView, Revision};
-pub use wg_key::{KeyChallenge, WgKey};
+pub use wg_key::{KeyChallenge, NextKey, WgKey};

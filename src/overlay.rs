@@ -19,6 +19,6 @@ mod tests;
 pub use desired::{DesiredMesh, desired_mesh};
 pub use diff::mesh_steps;
 pub use path_mtus::{NodePath, PathMtus};
-pub use peers::{Attempts, KEEPALIVE, SESSION_LIFETIME, peer_steps};
+pub use peers::{Attempts, KEEPALIVE, SESSION_LIFETIME, key_in_use, peer_steps};
 pub use plan::{OverlayState, OverlayStep, plan};
 pub use reconcile::{MtuChannels, Overlay};

@@ -6,6 +6,7 @@ mod certificate;
 pub mod compression;
 pub mod entries;
 mod join;
+mod key_change;
 mod membership;
 #[cfg(test)]
 mod payload_tests;
@@ -20,6 +21,7 @@ use crate::model::FormatRange;
 pub use agreement::{BACKENDS, KEY_PROOF, NoCommonFormat, PIECES, agree, format_in_refusal, formats_in, formats_of_peer};
 pub use certificate::{RenewalAnswer, RenewalRefused, RenewalRequest, RenewedCertificate};
 pub use join::{FromJoiner, JoinRefused, JoinReply, JoinRequest, KeyAnswer, Proof, ToJoiner};
+pub use key_change::{FromKeyChanger, KeyChangeRequest, ToKeyChanger};
 pub use membership::{MembershipAnswer, removal_reason};
 pub use session::{ToManager, ToNode};
 

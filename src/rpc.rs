@@ -7,6 +7,7 @@ mod engine_relay;
 mod failed_joins;
 pub mod frame;
 mod join;
+mod key_change;
 mod limits;
 mod listener;
 mod logs;
@@ -20,6 +21,7 @@ mod tls;
 
 pub use engine_relay::EngineRelay;
 pub use join::{JoinAuthority, JoinError, JoinOptions, JoinParts, Joined, JoinerSide, join};
+pub use key_change::{KeyChangeAuthority, KeyChangeError, ask_key_change};
 pub use limits::ServerLimits;
 pub use listener::{ListenerKind, Server};
 pub use logs::{LogLink, LogReader, LogService, ManagerAt, read_here};

@@ -19,6 +19,7 @@ mod sealing;
 mod self_signed;
 mod state_key;
 mod token;
+mod tunnel_keys;
 mod unlock_key;
 
 pub use ca::{NodeKey, RootCa, TlsInfo, issue, node_life};
@@ -36,6 +37,7 @@ pub use sealing::{DataKey, PayloadVault, SealError};
 pub use self_signed::{SelfSigned, self_signed};
 pub use state_key::{StateKey, StateKeyError, StoredKeys};
 pub use token::{CaDigest, InvalidToken, JoinToken, role_of};
+pub use tunnel_keys::TunnelKeys;
 pub use unlock_key::{InvalidUnlockKey, UnlockKey};
 
 /// Why a key, a certificate or a request is not accepted.

@@ -164,6 +164,7 @@ fn a_node_that_is_down_is_waited_for_and_not_for_ever() {
         status: crate::model::node::NodeStatus::default(),
         mesh: crate::model::node::NodeMesh {
             key: peer.key,
+            next: None,
             subnet: peer.subnet,
             ingress_addr: peer.ingress_addr,
             endpoints: Vec::new(),

@@ -81,7 +81,7 @@ impl JoiningNode {
             spec: NodeSpec { role: self.role, availability: self.availability, ..NodeSpec::default() },
             description: self.description,
             status: NodeStatus { state: NodeState::Unknown, addr: self.addr, ..NodeStatus::default() },
-            mesh: NodeMesh { key: self.key, subnet, ingress_addr, endpoints: self.endpoints },
+            mesh: NodeMesh { key: self.key, next: None, subnet, ingress_addr, endpoints: self.endpoints },
             manager: self.manager,
         }
     }

@@ -89,7 +89,13 @@ mod tests {
             spec: NodeSpec { role, availability: Availability::Active, ..NodeSpec::default() },
             description: NodeDescription::default(),
             status: NodeStatus { addr: Some(addr.ip()), ..NodeStatus::default() },
-            mesh: NodeMesh { key: peer.key, subnet: peer.subnet, ingress_addr: peer.ingress_addr, endpoints: Vec::new() },
+            mesh: NodeMesh {
+                key: peer.key,
+                next: None,
+                subnet: peer.subnet,
+                ingress_addr: peer.ingress_addr,
+                endpoints: Vec::new(),
+            },
             manager: raft_id.map(|raft_id| ManagerStatus { raft_id, addr }),
         }
     }

@@ -130,7 +130,13 @@ mod tests {
                     spec: NodeSpec::default(),
                     description: NodeDescription { issuer: digest(root.certificate()), ..NodeDescription::default() },
                     status: NodeStatus { state: *state, ..NodeStatus::default() },
-                    mesh: NodeMesh { key: peer.key, subnet: peer.subnet, ingress_addr: peer.ingress_addr, endpoints: Vec::new() },
+                    mesh: NodeMesh {
+                        key: peer.key,
+                        next: None,
+                        subnet: peer.subnet,
+                        ingress_addr: peer.ingress_addr,
+                        endpoints: Vec::new(),
+                    },
                     manager: (number == 1).then(|| ManagerStatus { raft_id: 1, addr: "192.168.7.1:2377".parse().unwrap() }),
                 })
             });

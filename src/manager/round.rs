@@ -3,6 +3,7 @@
 
 use super::allocator::{self, QuarantinedAddresses};
 use super::autoscaler::{Autoscaler, TaskLoads};
+use super::key_changes::KeyChanges;
 use super::limits::BATCH;
 use super::lowest_applied::LowestApplied;
 use super::orchestrator::Orchestrator;
@@ -32,6 +33,7 @@ pub struct RoundPlanner {
     orchestrator: Orchestrator,
     scheduler: Scheduler,
     autoscaler: Autoscaler,
+    key_changes: KeyChanges,
     limits: TransactionLimits,
     scopes: ScopeTracker,
     next_full: Timestamp,
@@ -51,6 +53,7 @@ impl RoundPlanner {
             orchestrator: Orchestrator::default(),
             scheduler: Scheduler::default(),
             autoscaler: Autoscaler::default(),
+            key_changes: KeyChanges::default(),
             limits: TransactionLimits::default(),
             scopes: ScopeTracker::default(),
             next_full: Timestamp::default(),
@@ -78,6 +81,7 @@ impl RoundPlanner {
         // Before the orchestrator, so that a successor is made in the same round.
         draft.add("constraint enforcer", self.scheduler.enforce(draft.state(), now));
         draft.add("root rotation", root_rotation::plan(draft.state(), &mut rand::rng()));
+        draft.add("key changes", self.key_changes.plan(draft.state(), applied.awaited));
         let vault = self.settings.vault.as_deref();
         draft.add("payload keys", payload_keys::plan(draft.state(), vault, &mut rand::rng()));
         draft.add("autoscaler", self.autoscaler.plan(draft.state(), now));
@@ -148,6 +152,7 @@ impl RoundPlanner {
             || ((self.orchestrator.is_waiting() || self.autoscaler.is_waiting()) && waited)
             || self.next_start.is_some_and(|start| now >= start)
             || self.quarantine.is_waiting()
+            || self.key_changes.is_waiting()
             || self.scopes.has_rest()
     }
 }

@@ -56,7 +56,13 @@ pub fn node(id: &str) -> Node {
             ..NodeDescription::default()
         },
         status: NodeStatus { state: NodeState::Ready, ..NodeStatus::default() },
-        mesh: NodeMesh { key: WgKey([1; 32]), subnet: mesh().0, ingress_addr: Ipv4Addr::new(10, 0, 0, 2), endpoints: Vec::new() },
+        mesh: NodeMesh {
+            key: WgKey([1; 32]),
+            next: None,
+            subnet: mesh().0,
+            ingress_addr: Ipv4Addr::new(10, 0, 0, 2),
+            endpoints: Vec::new(),
+        },
         manager: None,
     }
 }
@@ -90,6 +96,7 @@ pub fn peer(number: u8) -> Peer {
         hostname: format!("host{number}"),
         manager: number == 1,
         key: WgKey([number; 32]),
+        next: None,
         subnet: Ipv6Net::new_assert([a, b, c, number.into(), 0, 0, 0, 0].into(), 64),
         ingress_addr: Ipv4Addr::new(10, 0, 0, 1 + number),
         endpoints: Vec::new(),

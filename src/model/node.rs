@@ -2,7 +2,7 @@
 
 use super::{
     format_range::FormatRange, id::NodeId, meta::Meta, resources::GenericResource, serde_helpers::null_as_default,
-    time::Timestamp, wg_key::WgKey,
+    time::Timestamp, wg_key::NextKey, wg_key::WgKey,
 };
 use ipnet::Ipv6Net;
 use serde::{Deserialize, Serialize};
@@ -205,6 +205,9 @@ pub struct NodeStatus {
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct NodeMesh {
     pub key: WgKey,
+    /// While the node changes its key.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next: Option<NextKey>,
     /// Its /64 of the cluster's /48.
     pub subnet: Ipv6Net,
     /// The node's address on `ingress`: source address of packets that the node itself sends to containers.

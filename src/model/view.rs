@@ -14,7 +14,7 @@ use super::{
     service::EndpointMode,
     task::Task,
     trust_bundle::TrustBundle,
-    wg_key::WgKey,
+    wg_key::{NextKey, WgKey},
 };
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
@@ -213,6 +213,9 @@ pub struct Peer {
     pub raft_id: Option<u64>,
     /// Its WireGuard public key: its identity in the mesh.
     pub key: WgKey,
+    /// While it changes its key: it has one of both. (Views of older managers have none.)
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next: Option<NextKey>,
     /// Its /64.
     pub subnet: Ipv6Net,
     /// The node's address on `ingress`.
@@ -237,6 +240,10 @@ pub struct Peer {
 }
 
 impl Peer {
+    /// Its keys: the one that it has, and the one that it changes it for.
+    pub fn keys(&self) -> impl Iterator<Item = WgKey> + use<> {
+        std::iter::once(self.key).chain(self.next.map(|next| next.key))
+    }
     /// Where it is reached outside of the mesh.
     #[must_use]
     pub fn outer_address(&self) -> Option<IpAddr> {

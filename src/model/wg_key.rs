@@ -6,6 +6,14 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct WgKey(pub [u8; 32]);
 
+/// The key that takes the place of a node's key, once the other nodes know it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct NextKey {
+    pub key: WgKey,
+    /// Every node that is up has it among its peers: the node may use it from now on.
+    pub known: bool,
+}
+
 /// What a manager sends a joiner, to be answered with the private key of the joiner's tunnel.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct KeyChallenge {

@@ -15,9 +15,9 @@ use crate::model::node::ManagerStatus;
 use crate::model::{NodeId, Role, Secret};
 use crate::protocol::{JoinRefused, JoinReply, JoinRequest, MembershipAnswer, removal_reason};
 use crate::rpc::JoinAuthority;
-use crate::store::{Action, Condition, Kind, ProposeError, StoreError, StoreHandle, Transaction};
+use crate::store::{Action, Condition, KEY_CHANGES, Kind, ProposeError, StoreError, StoreHandle, Transaction};
 use crate::sync::lock;
-use crate::trust::{self, NodeName, RootCa};
+use crate::trust::{self, NodeName, RootCa, TunnelKeys};
 use async_trait::async_trait;
 use std::collections::BTreeSet;
 use std::net::{Ipv6Addr, SocketAddr};
@@ -37,19 +37,28 @@ pub(super) struct Admission {
     mesh: Arc<Mesh>,
     tunnel: Arc<dyn Tunnel>,
     life: CertificateLife,
+    /// Of this manager.
+    keys: TunnelKeys,
     /// Ids are never given again: a node that asks again costs no write.
     removed: Mutex<BTreeSet<NodeId>>,
 }
 
 impl Admission {
     pub(super) fn new(env: &Environment, store: StoreHandle, me: NodeId, mesh: Arc<Mesh>, tunnel: Arc<dyn Tunnel>) -> Self {
-        Self { store, clock: env.clock.clone(), me, mesh, tunnel, life: CertificateLife::new(env), removed: Mutex::default() }
+        let (clock, life, keys) = (env.clock.clone(), CertificateLife::new(env), env.tunnel_keys.clone());
+        Self { store, clock, me, mesh, tunnel, life, keys, removed: Mutex::default() }
     }
 
     /// Whether the store has the node, and the incarnation of its cluster.
     fn has(&self, node: &NodeId) -> (bool, u64) {
         let store = self.store.read();
         (store.node(node).is_some(), store.revision().incarnation)
+    }
+
+    /// The answer to a member: an earlier build does not understand more.
+    fn member(&self) -> MembershipAnswer {
+        let key = self.keys.current().filter(|_| self.store.read().feature_level() >= KEY_CHANGES);
+        key.map_or(MembershipAnswer::Member, |key| MembershipAnswer::MemberOf { key: key.public() })
     }
 
     fn mesh_address(&self, node: &NodeId) -> Option<Ipv6Addr> {
@@ -172,7 +181,7 @@ impl JoinAuthority for Admission {
     async fn membership(&self, node: &NodeId) -> MembershipAnswer {
         let (has, incarnation) = self.has(node);
         if has {
-            return MembershipAnswer::Member;
+            return self.member();
         }
         if !lock(&self.removed).contains(node) {
             // A write of nothing: after it this manager has every node that was admitted before the question.
@@ -180,7 +189,7 @@ impl JoinAuthority for Admission {
                 return MembershipAnswer::Unknown(error.to_string());
             }
             if self.has(node).0 {
-                return MembershipAnswer::Member;
+                return self.member();
             }
             let mut removed = lock(&self.removed);
             if removed.len() >= KNOWN_REMOVED {

@@ -34,6 +34,11 @@ struct BackupDocument {
     /// The file of the tunnel's key: the node's identity in the mesh, and what the secrets' key is sealed to.
     #[serde(serialize_with = "crate::model::secret::expose")]
     tunnel_key: Secret<String>,
+    /// The other one, in the middle of a change of the key.
+    #[serde(default, skip_serializing_if = "Option::is_none", serialize_with = "crate::model::secret::expose_some")]
+    next_tunnel_key: Option<Secret<String>>,
+    #[serde(default, skip_serializing_if = "Option::is_none", serialize_with = "crate::model::secret::expose_some")]
+    previous_tunnel_key: Option<Secret<String>>,
     /// Raft's position of the snapshot.
     index: u64,
     term: u64,
@@ -60,14 +65,23 @@ impl Daemon {
         let store = member.store().context("this node is not a manager: make the backup on one")?.read();
         let dir = &self.env.state_dir;
         let membership = MembershipFile::load(dir)?.context("the membership is not on disk")?;
-        let path = dir.tunnel_key();
-        let tunnel_key = std::fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+        let read = |path: PathBuf| {
+            let text = std::fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()));
+            text.map(Secret::new)
+        };
+        let further = |path: PathBuf| path.exists().then(|| read(path)).transpose();
+        // In the order in which a change moves them, and after the store: the keys that it knows are among them.
+        let next_tunnel_key = further(dir.next_tunnel_key())?;
+        let tunnel_key = read(dir.tunnel_key())?;
+        let previous_tunnel_key = further(dir.previous_tunnel_key())?;
         let document = BackupDocument {
             format: FORMAT,
             made: self.env.clock.now(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             membership,
-            tunnel_key: Secret::new(tunnel_key),
+            tunnel_key,
+            next_tunnel_key,
+            previous_tunnel_key,
             index: store.index(),
             term: member.raft_status().unwrap_or_default().term,
         };
@@ -87,7 +101,7 @@ impl Daemon {
 pub fn restore_backup(data_dir: &Path, content: &[u8], advertise: Option<IpAddr>) -> anyhow::Result<RestoredNode> {
     let now = SystemClock.now();
     let (document, snapshot) = parse(content)?;
-    let BackupDocument { made, membership, tunnel_key, index, term, .. } = document;
+    let BackupDocument { made, membership, tunnel_key, next_tunnel_key, previous_tunnel_key, index, term, .. } = document;
     let membership = match advertise {
         Some(_) => membership.advertising(advertise, None),
         None => membership,
@@ -112,8 +126,15 @@ pub fn restore_backup(data_dir: &Path, content: &[u8], advertise: Option<IpAddr>
     keyring.begin(unlock, KeyOwner { cluster: membership.cluster_id.clone(), node: membership.node_id.clone() })?;
     let cipher: Arc<dyn LogCipher> = keyring.clone();
     raft::rebuild(&dir.raft(), began.raft_id, began.at, began.store.snapshot(), &cipher)?;
-    let key = dir.tunnel_key();
-    durable::replace(&key, tunnel_key.expose().as_bytes()).with_context(|| format!("cannot write {}", key.display()))?;
+    let keys = [
+        (dir.tunnel_key(), Some(tunnel_key)),
+        (dir.next_tunnel_key(), next_tunnel_key),
+        (dir.previous_tunnel_key(), previous_tunnel_key),
+    ];
+    for (path, key) in keys {
+        let Some(key) = key else { continue };
+        durable::replace(&path, key.expose().as_bytes()).with_context(|| format!("cannot write {}", path.display()))?;
+    }
     dir.certificates().sealed_by(keyring).store(&identity)?;
     let node = membership.node_id.clone();
     // Last: without it the rest is not used.

@@ -1,6 +1,7 @@
 //! What every part of the node uses: settings, files, clock, engine, and the state that outlives a membership. Knows no
 //! membership.
 
+use super::key_files;
 use super::keyring::Keyring;
 use super::links::{CurrentLinks, CurrentSandboxes};
 use super::state_dir::StateDir;
@@ -15,7 +16,7 @@ use crate::overlay::driver::attachments::Attachments;
 use crate::runtime::{DockerEngine, Engine};
 use crate::settings::Settings;
 use crate::store::FEATURE_LEVELS;
-use crate::trust::{CertificateFiles, PayloadVault, TunnelKey};
+use crate::trust::{CertificateFiles, PayloadVault, TunnelKeys};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -29,6 +30,8 @@ pub(super) struct Environment {
     pub state_dir: StateDir,
     /// The keys of a manager's files, while the swarm locks its managers.
     pub keyring: Arc<Keyring>,
+    /// The WireGuard keys as last read.
+    pub tunnel_keys: TunnelKeys,
     /// The files of the node's identity.
     pub certificates: CertificateFiles,
     pub clock: Arc<dyn Clock>,
@@ -91,8 +94,17 @@ impl Environment {
     /// # Errors
     /// The key cannot be read.
     pub(super) fn vault(&self, me: &NodeId) -> anyhow::Result<Arc<PayloadVault>> {
-        let private = tunnel::private_key(&self.state_dir.tunnel_key())?;
-        Ok(Arc::new(PayloadVault::new(me.clone(), TunnelKey::new(private))))
+        self.read_tunnel_keys()?;
+        Ok(Arc::new(PayloadVault::new(me.clone(), self.tunnel_keys.clone())))
+    }
+
+    /// Reads the WireGuard keys again: all that share them see these then.
+    ///
+    /// # Errors
+    /// They cannot be read.
+    pub(super) fn read_tunnel_keys(&self) -> anyhow::Result<()> {
+        self.tunnel_keys.set(key_files::private_keys(&self.state_dir)?);
+        Ok(())
     }
 
     /// Removes everything of a membership; missing files are no error.

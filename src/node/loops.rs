@@ -100,6 +100,8 @@ pub(super) struct LoopContext {
     pub view: watch::Sender<Option<Arc<NodeView>>>,
     /// The view that names the managers, see [`MeshNetwork::peers`].
     pub peers: watch::Receiver<Option<Arc<NodeView>>>,
+    /// The same, to be changed.
+    pub known_managers: watch::Sender<Option<Arc<NodeView>>>,
     pub mesh: Arc<Mesh>,
     /// Whether a session of this run has delivered a view. Until then the view is the ledger's, and may be out of date.
     pub has_session_view: watch::Sender<bool>,
@@ -115,6 +117,7 @@ impl LoopContext {
             me: me.clone(),
             view: network.view.clone(),
             peers: network.peers.subscribe(),
+            known_managers: network.peers.clone(),
             mesh: network.mesh.clone(),
             has_session_view: watch::channel(false).0,
             has_session: watch::channel(false).0,

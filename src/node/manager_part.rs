@@ -6,6 +6,7 @@ use super::certificate_authority::{CertificateIssuer, RenewalAuthority};
 use super::current_membership::CurrentMembership;
 use super::environment::Environment;
 use super::greetings::Greetings;
+use super::key_authority::KeyAuthority;
 use super::keyring::KeyOwner;
 use super::lock;
 use super::manager_health;
@@ -279,7 +280,7 @@ impl ManagerServices {
         let managers =
             OtherManagers { raft: store.raft.clone(), proposer: store.proposer.clone(), links: store.links.clone(), greetings };
         let limits = ServerLimits { join: env.settings.timeouts.join(), ..ServerLimits::default() };
-        let server = Arc::new(Server::new(
+        let server = Server::new(
             self.identity.clone(),
             env.clock.clone(),
             Arc::new(admission),
@@ -292,7 +293,9 @@ impl ManagerServices {
             Arc::new(RenewalAuthority::new(issuer, self.recovery.clone())),
             Arc::new(managers),
             limits,
-        )?);
+        )?;
+        let keys = KeyAuthority { store: store.store.clone(), clock: env.clock.clone() };
+        let server = Arc::new(server.with_keys(Arc::new(keys)));
         let (outer, outer_stop) = (server.clone(), stop.clone());
         tasks.spawn(async move { outer.serve(listener, ListenerKind::Outer, outer_stop).await });
         tasks.spawn(serve_mesh(server, self.mesh.clone(), address, stop.clone()));

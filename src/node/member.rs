@@ -6,6 +6,7 @@ use super::current_membership::CurrentMembership;
 use super::engine_watch::{self, EngineReports, EngineWatch};
 use super::environment::Environment;
 use super::issuer_watch::IssuerWatch;
+use super::key_change::KeyChanger;
 use super::lifecycle::Leave;
 use super::logs::TaskLogs;
 use super::loops::{self, AppliedRevisions, LoopContext, RunningLoops};
@@ -20,6 +21,7 @@ use super::role::RoleFollower;
 use super::session::{self, LoopReports, RunningSession};
 use super::state_dir::MembershipFile;
 use super::troubles::{self, TroubleSources, Troubles};
+use crate::datapath::Tunnel;
 use crate::dns::DnsCounts;
 use crate::ingress::PortStatus;
 use crate::ingress::ebpf::EbpfStatus;
@@ -38,7 +40,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
 /// How long a daemon that stops may be away, in milliseconds, before its tasks run elsewhere.
@@ -80,6 +82,7 @@ pub(super) struct Member {
     pub troubles: watch::Receiver<Troubles>,
     pub session: RunningSession,
     pub logs: Arc<TaskLogs>,
+    pub keys: Arc<KeyChanger>,
     context: LoopContext,
 }
 
@@ -125,6 +128,7 @@ impl Member {
         let store = start_manager_role(services, roles, &context).await?;
         let (certificate, certificate_role) = watch::channel(identity.borrow().role());
         let issuer = IssuerWatch { view: context.view.subscribe(), session: session.state.clone() };
+        let keys = start_key_changer(&context, &membership, &identity, store.clone(), network.tunnel.clone());
         let renewal = start_renewal(&context, &membership, identity_sender, certificate_role, issuer, store.clone());
         let follower = RoleFollower {
             me: membership.node_id.clone(),
@@ -161,6 +165,7 @@ impl Member {
             troubles,
             session,
             logs,
+            keys,
             context,
         })
     }
@@ -304,6 +309,42 @@ async fn start_manager_role(
     Ok(store)
 }
 
+/// Goes on with a change of the node's WireGuard key, and begins one when a user asks for it.
+fn start_key_changer(
+    context: &LoopContext,
+    membership: &MembershipFile,
+    identity: &watch::Receiver<Arc<Identity>>,
+    store: watch::Receiver<Option<StoreHandle>>,
+    tunnel: Arc<dyn Tunnel>,
+) -> Arc<KeyChanger> {
+    let keys = Arc::new(KeyChanger {
+        env: context.env.clone(),
+        me: membership.node_id.clone(),
+        view: context.view.subscribe(),
+        identity: identity.clone(),
+        store,
+        tunnel,
+        managers: RenewalConfig { own: None, ..managers(context, membership) },
+        wake: Notify::new(),
+        state: watch::channel(None).0,
+    });
+    context.supervisor.once("key change", keys.clone().run(context.stop()));
+    keys
+}
+
+/// How this node asks managers.
+fn managers(context: &LoopContext, membership: &MembershipFile) -> RenewalConfig {
+    RenewalConfig {
+        clock: context.env.clock.clone(),
+        candidates: session::candidates(context),
+        node_at: session::node_at(context),
+        sockets: context.mesh.clone(),
+        source: IpAddr::V6(node_address(membership.subnet)),
+        own: Some(IpAddr::V6(node_address(membership.subnet))),
+        timeout: RENEWAL_TIMEOUT,
+    }
+}
+
 /// Keeps the node's certificate valid.
 fn start_renewal(
     context: &LoopContext,
@@ -314,15 +355,7 @@ fn start_renewal(
     store: watch::Receiver<Option<StoreHandle>>,
 ) -> watch::Receiver<RenewalState> {
     let env = context.env.clone();
-    let managers = RenewalConfig {
-        clock: env.clock.clone(),
-        candidates: session::candidates(context),
-        node_at: session::node_at(context),
-        sockets: context.mesh.clone(),
-        source: IpAddr::V6(node_address(membership.subnet)),
-        own: Some(IpAddr::V6(node_address(membership.subnet))),
-        timeout: RENEWAL_TIMEOUT,
-    };
+    let managers = managers(context, membership);
     let (clock, files) = (env.clock.clone(), env.certificates.clone());
     let keyring = env.keyring.clone();
     let source = StoreOrManagers { store, issuer: move |store| CertificateIssuer::new(&env, store), managers, keyring };

@@ -39,6 +39,7 @@ pub(super) fn view_of_managers(membership: &MembershipFile, key: WgKey) -> Optio
         manager: is_manager,
         raft_id: membership.raft_id,
         key,
+        next: None,
         subnet: membership.subnet,
         ingress_addr: membership.ingress_addr,
         endpoints: Vec::new(),

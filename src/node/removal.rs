@@ -6,7 +6,7 @@ use super::loops::LoopContext;
 use crate::backoff::Backoff;
 use crate::clock::Clock;
 use crate::model::mesh::DEFAULT_PORT;
-use crate::model::{NodeId, NodeView, Timestamp};
+use crate::model::{NodeId, NodeView, Timestamp, WgKey};
 use crate::protocol::MembershipAnswer;
 use crate::rpc::{SessionState, ask_membership};
 use crate::trust::Identity;
@@ -33,8 +33,8 @@ pub(super) struct RemovalWatch {
     identity: watch::Receiver<Arc<Identity>>,
     me: NodeId,
     view: watch::Receiver<Option<Arc<NodeView>>>,
-    /// Names the managers.
-    peers: watch::Receiver<Option<Arc<NodeView>>>,
+    /// Names the managers. What one says of its own WireGuard key is written there.
+    peers: watch::Sender<Option<Arc<NodeView>>>,
     session: watch::Receiver<SessionState>,
 }
 
@@ -45,7 +45,7 @@ impl RemovalWatch {
         identity: watch::Receiver<Arc<Identity>>,
         session: watch::Receiver<SessionState>,
     ) -> Self {
-        let (clock, view, peers) = (context.env.clock.clone(), context.view.subscribe(), context.peers.clone());
+        let (clock, view, peers) = (context.env.clock.clone(), context.view.subscribe(), context.known_managers.clone());
         Self { clock, identity, me, view, peers, session }
     }
 
@@ -78,18 +78,23 @@ impl RemovalWatch {
         let known = self.view.borrow().as_ref().map_or(0, |view| view.revision.incarnation);
         let managers = managers(self.peers.borrow().as_deref(), &self.me);
         let identity = self.identity.borrow().clone();
-        let mut count = RemovalCount::of(managers.len());
+        let (mut count, mut is_member) = (RemovalCount::of(managers.len()), false);
         for manager in managers {
-            let address = manager.1;
+            let (id, address) = manager.clone();
             match ask_membership(&identity, self.clock.clone(), manager, ANSWER).await {
                 Ok(answer) => match judge(answer, known, self.clock.now()) {
                     Judgement::Removed(why) => {
-                        if count.add() {
+                        if count.add() && !is_member {
                             return Some(why);
                         }
                         tracing::debug!(%address, "one manager says that this node was removed: asking another");
                     }
-                    Judgement::Member => return None,
+                    Judgement::Member(None) => return None,
+                    // The others may have other keys too, and one of them leads.
+                    Judgement::Member(Some(key)) => {
+                        is_member = true;
+                        self.peers.send_if_modified(|view| learn_key(view, &id, key));
+                    }
                     Judgement::Open => {}
                 },
                 Err(error) => tracing::debug!(%address, error = format!("{error:#}"), "no answer about this node's membership"),
@@ -104,6 +109,18 @@ fn managers(view: Option<&NodeView>, me: &NodeId) -> Vec<(NodeId, SocketAddr)> {
     let nodes = view.into_iter().flat_map(|view| view.cluster.nodes.iter());
     let others = nodes.filter(|node| node.manager && node.node_id != *me);
     others.filter_map(|node| Some((node.node_id.clone(), SocketAddr::new(node.outer_address()?, DEFAULT_PORT)))).collect()
+}
+
+/// Has the tunnel reach a manager by the key that it has now. Returns whether it is another one.
+fn learn_key(view: &mut Option<Arc<NodeView>>, manager: &NodeId, key: WgKey) -> bool {
+    let knows = |view: &NodeView| view.cluster.node(manager).is_none_or(|node| node.keys().any(|known| known == key));
+    let Some(view) = view.as_mut().filter(|view| !knows(view)) else { return false };
+    let cluster = Arc::make_mut(&mut Arc::make_mut(view).cluster);
+    for node in cluster.nodes.iter_mut().filter(|node| node.node_id == *manager) {
+        (node.key, node.next) = (key, None);
+    }
+    tracing::info!(%manager, "a manager has changed its WireGuard key while this node could not reach it");
+    true
 }
 
 /// Managers that have not yet said that the node was removed, and must.
@@ -126,7 +143,8 @@ impl RemovalCount {
 #[derive(PartialEq, Eq, Debug)]
 enum Judgement {
     Removed(String),
-    Member,
+    /// With the key of the manager that says so, if it does.
+    Member(Option<WgKey>),
     /// Another manager may know.
     Open,
 }
@@ -138,7 +156,8 @@ fn judge(answer: MembershipAnswer, known: u64, now: Timestamp) -> Judgement {
     let latest = known.max(seconds).saturating_add(INCARNATION_AHEAD);
     match answer {
         MembershipAnswer::Removed { incarnation, why } if (known..=latest).contains(&incarnation) => Judgement::Removed(why),
-        MembershipAnswer::Member => Judgement::Member,
+        MembershipAnswer::Member => Judgement::Member(None),
+        MembershipAnswer::MemberOf { key } => Judgement::Member(Some(key)),
         MembershipAnswer::Removed { .. } | MembershipAnswer::Unknown(_) => Judgement::Open,
     }
 }
@@ -157,13 +176,25 @@ mod tests {
         assert_eq!(judge(removed(4), 3), Judgement::Removed("why".to_owned()));
         assert_eq!(judge(removed(2), 3), Judgement::Open);
         assert_eq!(judge(MembershipAnswer::Unknown("no leader".to_owned()), 0), Judgement::Open);
-        assert_eq!(judge(MembershipAnswer::Member, 3), Judgement::Member);
+        assert_eq!(judge(MembershipAnswer::Member, 3), Judgement::Member(None));
         // Of a cluster that was made again: the time, or one more than that before.
         assert_eq!(judge(removed(1_795_000_000), 3), Judgement::Removed("why".to_owned()));
         assert_eq!(judge(removed(1_900_000_001), 1_900_000_000), Judgement::Removed("why".to_owned()));
         for made_up in [u64::MAX, 1_795_100_000] {
             assert_eq!(judge(removed(made_up), 3), Judgement::Open);
         }
+    }
+
+    #[test]
+    fn a_managers_word_on_its_own_key_changes_that_alone() {
+        let view =
+            || Some(Arc::new(fixture::node_view(5, Vec::new(), fixture::cluster_part([1, 2].map(fixture::peer).to_vec()))));
+        let (mut learned, [one, two]) = (view(), [1, 2].map(fixture::peer));
+        assert!(!learn_key(&mut learned, &one.node_id, one.key) && !learn_key(&mut learned, &"other".into(), one.key));
+        assert!(learn_key(&mut learned, &one.node_id, WgKey([9; 32])));
+        let keys = |view: Option<Arc<NodeView>>| view.unwrap().cluster.nodes.iter().map(|node| node.key).collect::<Vec<_>>();
+        assert_eq!(keys(learned), [WgKey([9; 32]), two.key]);
+        assert!(!learn_key(&mut None, &one.node_id, one.key));
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! What the admin socket shows of the node: its status, and a dump of its whole state.
 
 use super::daemon::Daemon;
+use super::key_change::KeyChangeState;
 use super::lifecycle::MembershipState;
 use super::member::Member;
 use super::refusals;
@@ -18,7 +19,7 @@ use crate::manager::root_rotation;
 use crate::model::secret::hiding;
 use crate::model::view::Peer;
 use crate::model::{Node, Timestamp};
-use crate::overlay::PathMtus;
+use crate::overlay::{PathMtus, key_in_use};
 use crate::rpc::SessionState;
 use crate::status::{CertificateSummary, DatapathSummary, ManagerSummary, NodeSummary, Status};
 use crate::store::Store;
@@ -81,6 +82,21 @@ impl StatusSource for Daemon {
         Ok(())
     }
 
+    async fn rotate_key(&self) -> anyhow::Result<Value> {
+        let MembershipState::Active(member) = self.lifecycle.state() else {
+            anyhow::bail!("this node is not part of a swarm");
+        };
+        Ok(json!({ "key": member.keys.begin().await? }))
+    }
+
+    fn key_change(&self) -> anyhow::Result<Value> {
+        let MembershipState::Active(member) = self.lifecycle.state() else {
+            anyhow::bail!("this node is not part of a swarm");
+        };
+        let state = member.keys.state.borrow().clone();
+        Ok(json!(state.context("the keys of this node are being read")?))
+    }
+
     async fn watch_drops(&self, left: bool) -> Result<BoxStream<'static, DropLine>, String> {
         let MembershipState::Active(member) = self.lifecycle.state() else {
             return Err("this node is not in a swarm: it has no eBPF datapath".to_owned());
@@ -131,10 +147,11 @@ async fn active(daemon: &Daemon, member: &Member, base: Status) -> Status {
     }
     let store = member.store().map(|handle| handle.read());
     warnings.extend(store.as_deref().into_iter().flat_map(root_warnings));
+    warnings.extend(member.keys.state.borrow().as_ref().and_then(key_warning));
     let lines = nodes.map(|node| {
         let path = mtus.nodes.get(&node.node_id).and_then(|path| path.path);
         let feature_levels = store.as_ref().and_then(|s| s.node(&node.node_id)).map(|n| n.description.feature_levels());
-        NodeSummary { feature_levels, ..node_line(node, *me == node.node_id, tunnel.peers.get(&node.key), path) }
+        NodeSummary { feature_levels, ..node_line(node, *me == node.node_id, tunnel.peers.get(&key_in_use(node, &tunnel)), path) }
     });
     let stale_since = stale_since(daemon, &session);
     Status {
@@ -164,6 +181,12 @@ async fn active(daemon: &Daemon, member: &Member, base: Status) -> Status {
         names: member.names.status(),
         ..base
     }
+}
+
+/// How far a change of this node's WireGuard key is.
+fn key_warning(state: &KeyChangeState) -> Option<String> {
+    let why = if state.error.is_empty() { String::new() } else { format!(": {}", state.error) };
+    (!state.step.is_empty()).then(|| format!("this node changes its WireGuard key: {}{why}", state.step))
 }
 
 /// The nodes that a change of the root CA waits for, and those that it left out.

@@ -25,6 +25,7 @@ use crate::overlay::driver::attachments::Attachments;
 use crate::overlay::driver::{self, Driver};
 use crate::runtime::DockerEngine;
 use crate::settings::{AccessPointSettings, Settings};
+use crate::trust::TunnelKeys;
 use anyhow::Context as _;
 use std::path::Path;
 use std::sync::Arc;
@@ -113,6 +114,7 @@ fn open(settings: Settings, state_dir: StateDir) -> anyhow::Result<(Arc<Daemon>,
         settings,
         certificates: state_dir.certificates().sealed_by(keyring.clone()),
         keyring,
+        tunnel_keys: TunnelKeys::default(),
         state_dir,
         clock,
         engine: docker.clone(),

@@ -8,6 +8,7 @@
 //! | `certificates/` | the node's identity | [`CertificateFiles`] |
 //! | `manager.key` | what encrypts the log; while the swarm locks its managers also the certificate's key, and it is itself encrypted | `keyring` |
 //! | `tunnel.key` | WireGuard private key | `datapath::tunnel` |
+//! | `tunnel.key.next`, `tunnel.key.previous` | the other one, while the node changes its key | `key_files` |
 //! | `ledger.json` | the last view | [`Ledger`] |
 //! | `endpoints.json` | endpoints of the network driver | `overlay::driver` |
 //! | `attachments.json` | addresses of plain containers | `overlay::driver` |
@@ -66,6 +67,12 @@ impl StateDir {
     pub(super) fn tunnel_key(&self) -> PathBuf {
         self.path.join("tunnel.key")
     }
+    pub(super) fn next_tunnel_key(&self) -> PathBuf {
+        self.path.join("tunnel.key.next")
+    }
+    pub(super) fn previous_tunnel_key(&self) -> PathBuf {
+        self.path.join("tunnel.key.previous")
+    }
     pub(super) fn manager_key(&self) -> PathBuf {
         self.path.join("manager.key")
     }
@@ -120,7 +127,7 @@ impl StateDir {
     pub(super) fn forget(&self) -> anyhow::Result<()> {
         // The membership first: without it the rest is unused, and replaced by the next membership.
         let (ledger, endpoints, attachments) = (self.ledger().path().to_owned(), self.endpoints(), self.attachments());
-        let keys = [self.tunnel_key(), self.manager_key()];
+        let keys = [self.tunnel_key(), self.next_tunnel_key(), self.previous_tunnel_key(), self.manager_key()];
         for path in [self.membership(), ledger, endpoints, attachments, self.backup()].into_iter().chain(keys) {
             ignore_missing(std::fs::remove_file(&path)).with_context(|| format!("cannot remove {}", path.display()))?;
         }
@@ -337,6 +344,8 @@ mod tests {
             dir.0.ledger().path(),
             &dir.0.endpoints(),
             &dir.0.tunnel_key(),
+            &dir.0.next_tunnel_key(),
+            &dir.0.previous_tunnel_key(),
             &dir.0.backup(),
             &dir.0.path().join("foreign"),
             &dir.0.manager_key(),
@@ -359,6 +368,8 @@ mod tests {
             "node.json",
             "raft",
             "tunnel.key",
+            "tunnel.key.next",
+            "tunnel.key.previous",
         ];
         assert_eq!(dir.names(), all.map(str::to_owned).into());
         dir.0.forget().unwrap();

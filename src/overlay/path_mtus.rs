@@ -1,6 +1,7 @@
 //! What the paths to the other nodes mean for the tunnel: the MTU of its device, and of the routes to nodes whose path is
 //! smaller than the largest. Pure.
 
+use super::peers::key_in_use;
 use crate::model::NodeId;
 use crate::model::mesh::TUNNEL_OVERHEAD;
 use crate::model::view::ClusterPart;
@@ -96,7 +97,7 @@ pub(super) fn endpoints(
 ) -> BTreeMap<NodeId, SocketAddr> {
     let others = cluster.nodes.iter().filter(|node| node.node_id != *me);
     let with_endpoint = others.filter_map(|node| {
-        let used = tunnel.and_then(|tunnel| tunnel.peers.get(&node.key)).and_then(|peer| peer.peer.endpoint);
+        let used = tunnel.and_then(|tunnel| tunnel.peers.get(&key_in_use(node, tunnel))).and_then(|peer| peer.peer.endpoint);
         Some((node.node_id.clone(), used.or_else(|| node.endpoints.first().copied())?))
     });
     with_endpoint.collect()

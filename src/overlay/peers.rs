@@ -29,17 +29,21 @@ pub fn peer_steps(
     attempts: &mut Attempts,
     now: Instant,
 ) -> Vec<TunnelStep> {
-    let mut wanted: BTreeMap<WgKey, &Peer> =
-        cluster.nodes.iter().filter(|node| node.node_id != *me).map(|node| (node.key, node)).collect();
-    // The node's own key is never a peer, also if another entry carries it by mistake.
-    if let Some(own) = cluster.node(me) {
-        wanted.remove(&own.key);
+    let others = cluster.nodes.iter().filter(|node| node.node_id != *me);
+    let mut wanted: BTreeMap<WgKey, &Peer> = others.flat_map(|node| node.keys().map(move |key| (key, node))).collect();
+    // The node's own keys are never peers, also if another entry carries one by mistake.
+    for own in cluster.node(me).into_iter().flat_map(Peer::keys) {
+        wanted.remove(&own);
     }
     attempts.0.retain(|key, _| wanted.contains_key(key));
     // Removals first: they free an address that moves to another peer.
     let mut steps: Vec<TunnelStep> =
         tunnel.peers.keys().filter(|key| !wanted.contains_key(*key)).map(|key| TunnelStep::Remove(*key)).collect();
     for (key, node) in wanted {
+        if key != key_in_use(node, tunnel) {
+            steps.extend(steps_of_other_key(key, node, tunnel));
+            continue;
+        }
         let allowed_ips = node.allowed_ips(cluster.mesh, &cluster.pairs);
         let keepalive = Some(KEEPALIVE);
         let actual = tunnel.peers.get(&key);
@@ -59,6 +63,40 @@ pub fn peer_steps(
         }
     }
     steps
+}
+
+/// The key that the packets of a node are encrypted for: the next one as soon as the node has shown that it uses it.
+#[must_use]
+pub fn key_in_use(node: &Peer, tunnel: &TunnelState) -> WgKey {
+    let shown = |key: &WgKey| {
+        let peer = tunnel.peers.get(key);
+        peer.is_some_and(|peer| peer.handshake_age.is_some() || !peer.peer.allowed_ips.is_empty())
+    };
+    node.next.map(|next| next.key).filter(shown).unwrap_or(node.key)
+}
+
+/// Whether a node may change to its next key at any moment, or has and this tunnel has not followed.
+pub(super) fn is_changing(cluster: &ClusterPart, me: &NodeId, tunnel: &TunnelState) -> bool {
+    let mut others = cluster.nodes.iter().filter(|node| node.node_id != *me);
+    others.any(|node| node.next.is_some_and(|next| key_in_use(node, tunnel) != next.key))
+}
+
+/// A node's key that it does not use yet, or not any more. The first is a peer without allowed-ips, so that the node can make a handshake as
+/// soon as it uses it; this side tries too. From the second they have moved: it only goes on to receive.
+fn steps_of_other_key(key: WgKey, node: &Peer, tunnel: &TunnelState) -> Vec<TunnelStep> {
+    let known_endpoint = tunnel.peers.get(&node.key).and_then(|peer| peer.peer.endpoint);
+    let endpoint = known_endpoint.or_else(|| node.endpoints.first().copied());
+    match tunnel.peers.get(&key) {
+        None => {
+            let staged = TunnelPeer { endpoint, allowed_ips: Vec::new(), keepalive: Some(KEEPALIVE) };
+            let set = TunnelStep::Set(key, staged);
+            if key == node.key { vec![set] } else { vec![set, TunnelStep::Succeed { old: node.key, new: key }] }
+        }
+        Some(staged) if key != node.key && staged.handshake_age.is_none() && staged.peer.endpoint != endpoint => {
+            endpoint.map(|to| TunnelStep::Redirect(key, Redirect { observed: staged.peer.endpoint, to })).into_iter().collect()
+        }
+        Some(_) => Vec::new(),
+    }
 }
 
 impl Attempts {

@@ -32,6 +32,9 @@ impl fmt::Display for OverlayStep {
         match self {
             Self::Mesh(step) => step.fmt(f),
             Self::Tunnel(TunnelStep::Remove(key)) => write!(f, "peer del {}", key.to_base64()),
+            Self::Tunnel(TunnelStep::Succeed { old, new }) => {
+                write!(f, "peer {} takes over from {}", new.to_base64(), old.to_base64())
+            }
             Self::Tunnel(TunnelStep::Redirect(key, redirect)) => {
                 write!(f, "peer redirect {} endpoint {}", key.to_base64(), redirect.to)
             }

@@ -2,11 +2,11 @@
 //! as applied. The decisions are in `plan`.
 
 use super::path_mtus::{PathMtus, ReadPaths, endpoints};
-use super::peers::Attempts;
+use super::peers::{Attempts, is_changing, peer_steps};
 use super::plan::{OverlayState, OverlayStep, plan};
 use crate::backoff::Backoff;
 use crate::datapath::mesh::{Mesh, MeshStep};
-use crate::datapath::{Tunnel, TunnelState, TunnelStep};
+use crate::datapath::{KERNEL, Tunnel, TunnelState, TunnelStep};
 use crate::model::{NodeId, NodeView, Revision};
 use crate::sync::replace_if_changed;
 use anyhow::Context;
@@ -19,6 +19,11 @@ use tokio_util::sync::CancellationToken;
 /// Time between observations while nothing changes: within it, drift is repaired.
 const TICK: Duration = Duration::from_secs(5);
 const BACKOFF: Backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
+/// Time between looks at the peers while a node may change to its next key: what it sends with that before the allowed-ips have moved is
+/// lost. `skep tunnel` moves them itself.
+const QUICK: Duration = Duration::from_millis(10);
+/// How long that is looked at so often, for each change.
+const QUICK_FOR: Duration = Duration::from_mins(1);
 /// Plans per revision: the last one must be empty.
 const MAX_ROUNDS: u32 = 4;
 
@@ -31,6 +36,8 @@ pub struct Overlay {
     /// The setting `path_mtu`, bytes; `None` to read it.
     path_mtu: Option<u32>,
     attempts: Attempts,
+    /// Since when a node changes its key.
+    changing_since: Option<tokio::time::Instant>,
     paths: ReadPaths,
     mtus: PathMtus,
     channels: MtuChannels,
@@ -73,6 +80,7 @@ impl Overlay {
             tick: TICK,
             path_mtu: None,
             attempts: Attempts::default(),
+            changing_since: None,
             paths: ReadPaths::default(),
             mtus: PathMtus::default(),
             channels: MtuChannels::new(0),
@@ -104,9 +112,11 @@ impl Overlay {
     ) {
         let mut failures = 0;
         let mut views_end = false;
+        let mesh = self.mesh.clone();
         loop {
             let current = view.borrow_and_update().clone();
             let mut wait = self.tick;
+            let following = current.clone();
             if let Some(view) = current {
                 match self.reconcile(&view).await {
                     Ok(()) => {
@@ -123,10 +133,32 @@ impl Overlay {
             }
             tokio::select! {
                 () = shutdown.cancelled() => return,
-                () = self.mesh.changed() => {}
+                () = mesh.changed() => {}
                 changed = view.changed(), if !views_end => views_end = changed.is_err(),
                 () = tokio::time::sleep(wait) => {}
+                () = self.follow_keys(following.as_deref()) => {}
             }
+        }
+    }
+
+    /// Moves the allowed-ips of nodes that change their keys, as soon as that can be seen; returns once there is nothing to look out for that
+    /// is not seen in time by the next round. Never while no node changes its key.
+    async fn follow_keys(&mut self, view: Option<&NodeView>) {
+        let Some(view) = view.filter(|view| view.cluster.nodes.iter().any(|node| node.next.is_some())) else {
+            self.changing_since = None;
+            return std::future::pending().await;
+        };
+        loop {
+            let since = *self.changing_since.get_or_insert_with(tokio::time::Instant::now);
+            let Ok(tunnel) = self.tunnel.observe().await else { return std::future::pending().await };
+            if since.elapsed() >= QUICK_FOR || tunnel.implementation != KERNEL || !is_changing(&view.cluster, &self.me, &tunnel) {
+                return std::future::pending().await;
+            }
+            let steps = peer_steps(&view.cluster, &self.me, &tunnel, &mut self.attempts, std::time::Instant::now());
+            if let Err(error) = self.apply_peers(steps).await {
+                tracing::warn!(error = format!("{error:#}"), "the peers of a node that changes its key");
+            }
+            tokio::time::sleep(QUICK).await;
         }
     }
 

@@ -1,6 +1,6 @@
 //! The plan as text, and that nothing is left to do after a plan was applied.
 
-use super::peers::Attempts;
+use super::peers::{Attempts, KEEPALIVE, is_changing};
 use super::{
     DesiredMesh, NodePath, OverlayState, OverlayStep, PathMtus, SESSION_LIFETIME, desired_mesh, mesh_steps, peer_steps, plan,
 };
@@ -9,7 +9,8 @@ use crate::datapath::{Redirect, TunnelPeer, TunnelPeerState, TunnelState, Tunnel
 use crate::model::fixture::{self, mesh, network_part};
 use crate::model::network::FurtherSubnet;
 use crate::model::view::{NetworkPart, Peer, TaskEndpoint};
-use crate::model::{NetworkV6, NodeId, NodeView, SubnetPair, WgKey};
+use crate::model::{NetworkV6, NextKey, NodeId, NodeView, SubnetPair, WgKey};
+use ipnet::IpNet;
 use proptest::prelude::*;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::{Duration, Instant};
@@ -450,4 +451,54 @@ proptest! {
             }
         }
     }
+}
+
+#[test]
+fn a_next_key_is_a_peer_without_addresses_until_the_node_has_shown_that_it_uses_it() {
+    let (next, at) = (WgKey([7; 32]), "192.0.2.2:40000".parse().expect("endpoint"));
+    let changing = Peer { next: Some(NextKey { key: next, known: false }), ..peer(2) };
+    let steady = fixture::cluster_part(vec![peer(1), peer(2)]);
+    let cluster = fixture::cluster_part(vec![peer(1), changing.clone()]);
+    let of = |allowed_ips: Vec<IpNet>, age: Option<u64>| TunnelPeerState {
+        peer: TunnelPeer { endpoint: Some(at), allowed_ips, keepalive: Some(KEEPALIVE) },
+        handshake_age: age.map(Duration::from_secs),
+        rx_bytes: 0,
+        tx_bytes: 0,
+    };
+    let all = peer(2).allowed_ips(steady.mesh, &steady.pairs);
+    let mut tunnel = TunnelState::default();
+    tunnel.peers.insert(peer(2).key, of(all.clone(), Some(1)));
+    assert_eq!(steps_of(&steady, &tunnel), []);
+    // Where the node is now, not where it says that it may be.
+    let staged = TunnelPeer { endpoint: Some(at), allowed_ips: Vec::new(), keepalive: Some(KEEPALIVE) };
+    let staging = [TunnelStep::Set(next, staged.clone()), TunnelStep::Succeed { old: peer(2).key, new: next }];
+    assert_eq!(steps_of(&cluster, &tunnel), staging);
+    tunnel.peers.insert(next, of(Vec::new(), None));
+    assert_eq!(steps_of(&cluster, &tunnel), []);
+    assert!(is_changing(&cluster, &"node1".into(), &tunnel) && !is_changing(&cluster, &"node2".into(), &tunnel));
+    // A handshake with it: they move, and nothing is asked of the key before, from which they are taken with that.
+    tunnel.peers.insert(next, of(Vec::new(), Some(0)));
+    let moved = TunnelPeer { endpoint: None, allowed_ips: all.clone(), keepalive: Some(KEEPALIVE) };
+    assert_eq!(steps_of(&cluster, &tunnel), [TunnelStep::Set(next, moved)]);
+    tunnel.peers.insert(peer(2).key, of(Vec::new(), Some(1)));
+    // `skep tunnel` forgets a handshake with its session; they do not move back.
+    tunnel.peers.insert(next, of(all.clone(), None));
+    assert_eq!(
+        steps_of(&cluster, &tunnel),
+        [TunnelStep::Redirect(next, Redirect { observed: Some(at), to: peer(2).endpoints[0] })]
+    );
+    tunnel.peers.insert(next, of(all.clone(), Some(0)));
+    assert_eq!(steps_of(&cluster, &tunnel), []);
+    assert!(!is_changing(&cluster, &"node1".into(), &tunnel));
+    // It is the key.
+    let changed = fixture::cluster_part(vec![peer(1), Peer { key: next, next: None, ..peer(2) }]);
+    assert_eq!(steps_of(&changed, &tunnel), [TunnelStep::Remove(peer(2).key)]);
+    // It gave the next one up, or this node has seen nothing of the change.
+    let mut before = TunnelState::default();
+    before.peers.insert(peer(2).key, of(all.clone(), Some(1)));
+    before.peers.insert(next, of(Vec::new(), None));
+    assert_eq!(steps_of(&steady, &before), [TunnelStep::Remove(next)]);
+    let steps = steps_of(&changed, &before);
+    assert_eq!(steps[0], TunnelStep::Remove(peer(2).key), "first: it frees the addresses");
+    assert!(matches!(&steps[1], TunnelStep::Set(key, set) if *key == next && set.allowed_ips == all), "{steps:?}");
 }

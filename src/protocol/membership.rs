@@ -1,7 +1,7 @@
 //! The answer to a node that has lost its tunnel to the managers and asks whether it still is a member. TLS has authenticated both sides;
 //! nothing in a message says who the node is.
 
-use crate::model::NodeId;
+use crate::model::{NodeId, WgKey};
 use serde::{Deserialize, Serialize};
 
 /// What a manager knows of the node that asks.
@@ -9,6 +9,8 @@ use serde::{Deserialize, Serialize};
 pub enum MembershipAnswer {
     /// The store has the node: it is only unreachable.
     Member,
+    /// The same, and the manager's own WireGuard key: it may have changed while the node was down. (From feature level 3 on.)
+    MemberOf { key: WgKey },
     /// The cluster of this incarnation does not have the node, with all that was written before it asked.
     Removed {
         incarnation: u64,

@@ -7,6 +7,7 @@ use super::join::{
     JoinAuthority,
     server::{self as join, FailedJoin},
 };
+use super::key_change::{self, KeyChangeAuthority};
 use super::limits::ServerLimits;
 use super::managers::{ManagerServer, server as managers};
 use super::membership;
@@ -60,6 +61,8 @@ struct ConnectionContext {
     join: Arc<dyn JoinAuthority>,
     sessions: Arc<dyn SessionServer>,
     certificates: Arc<dyn CertificateAuthority>,
+    /// Set before it serves, on managers of this build.
+    keys: Option<Arc<dyn KeyChangeAuthority>>,
     managers: Arc<dyn ManagerServer>,
     clock: Arc<dyn Clock>,
     limits: ServerLimits,
@@ -104,6 +107,7 @@ impl Server {
             join,
             sessions,
             certificates,
+            keys: None,
             managers,
             clock,
             limits,
@@ -117,6 +121,16 @@ impl Server {
             refused: Refusals::default(),
         };
         Ok(Self { context: Arc::new(context) })
+    }
+
+    /// Lets nodes change their WireGuard keys.
+    #[must_use]
+    pub fn with_keys(mut self, keys: Arc<dyn KeyChangeAuthority>) -> Self {
+        // Nothing serves yet: there is one owner.
+        if let Some(context) = Arc::get_mut(&mut self.context) {
+            context.keys = Some(keys);
+        }
+        self
     }
 
     /// Serves a listener until shut down; then it revokes open joins, closes sessions, and returns once all are closed.
@@ -176,6 +190,11 @@ async fn connection(
         (Some(tls::SESSION), ListenerKind::Mesh) => serve_session(context, &tls.identity, stream, from, permit, &shutdown).await,
         (Some(tls::CERTIFICATE), ListenerKind::Mesh) => {
             let outcome = serve_renewal(context, &tls.identity, stream, from).await;
+            drop(permit);
+            outcome
+        }
+        (Some(tls::TUNNEL_KEY), ListenerKind::Mesh) => {
+            let outcome = serve_key_change(context, &tls.identity, stream, from).await;
             drop(permit);
             outcome
         }
@@ -296,6 +315,21 @@ async fn serve_renewal(
     let holder = CertificateHolder { name, validity, is_of_retired_root, from };
     let served = renewal::serve(stream, holder, context.certificates.as_ref(), &context.limits).await;
     served.with_context(|| format!("renewal of node {node} from {from}"))
+}
+
+/// Serves a node that changes its WireGuard key.
+async fn serve_key_change(
+    context: &ConnectionContext,
+    identity: &Identity,
+    stream: TlsStream<TcpStream>,
+    from: SocketAddr,
+) -> anyhow::Result<()> {
+    let (name, _) = client(&stream, identity)?.context("a change of a WireGuard key without a certificate")?;
+    let node = &name.node_id;
+    anyhow::ensure!(context.sessions.is_at(node, from.ip()), "node {node} changes its key from another node's address");
+    let keys = context.keys.as_deref().context("nodes cannot change their keys here")?;
+    let served = key_change::serve(stream, node, keys, &context.limits).await;
+    served.with_context(|| format!("change of the WireGuard key of node {node}"))
 }
 
 /// Answers a node that asks whether it still is a member.

@@ -33,6 +33,8 @@ pub const SESSION: &[u8] = b"skep-session/1";
 pub const CERTIFICATE: &[u8] = b"skep-certificate/1";
 /// ALPN of the question whether a node still is a member.
 pub const MEMBERSHIP: &[u8] = b"skep-membership/1";
+/// ALPN of a node that changes its WireGuard key.
+pub const TUNNEL_KEY: &[u8] = b"skep-tunnel-key/1";
 /// ALPN of a connection between managers.
 pub const MANAGER: &[u8] = b"skep-manager/1";
 /// ALPN of a connection for logs. The manager dials, and is the server of the handshake: what is accepted of a manager is the same
@@ -142,7 +144,7 @@ impl ServerTls {
 /// The server's side: a client certificate is checked if the client has one; joiners have none.
 fn server_config(identity: &Identity, clock: Arc<dyn Clock>) -> anyhow::Result<ServerConfig> {
     let verifier = client_verifier(identity)?.allow_unauthenticated().build()?;
-    server_config_with(identity, clock, verifier, vec![JOIN.to_vec(), SESSION.to_vec(), MANAGER.to_vec()])
+    server_config_with(identity, clock, verifier, vec![JOIN.to_vec(), SESSION.to_vec(), TUNNEL_KEY.to_vec(), MANAGER.to_vec()])
 }
 
 /// A manager's side of a connection for logs: the node that it dials has a certificate.
@@ -213,6 +215,11 @@ pub fn session_config(identity: &Identity, clock: Arc<dyn Clock>, dialed: Option
 /// As [`session_config`], for a renewal.
 pub fn renewal_config(identity: &Identity, clock: Arc<dyn Clock>, dialed: Option<NodeId>) -> anyhow::Result<ClientConfig> {
     member_config(identity, clock, dialed, CERTIFICATE)
+}
+
+/// As [`session_config`], for a change of this node's WireGuard key.
+pub fn key_change_config(identity: &Identity, clock: Arc<dyn Clock>, dialed: Option<NodeId>) -> anyhow::Result<ClientConfig> {
+    member_config(identity, clock, dialed, TUNNEL_KEY)
 }
 
 /// As [`session_config`], for the question whether this node still is a member.

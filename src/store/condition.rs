@@ -21,7 +21,7 @@ pub enum Condition {
     /// No service besides `except` publishes the port in a way that excludes this one: two services may publish a port in
     /// host mode, on different nodes.
     FreePort { mode: PublishMode, protocol: Protocol, port: u16, except: Option<ServiceId> },
-    /// No node has this WireGuard key.
+    /// No node has this WireGuard key, or is about to.
     FreeKey { key: WgKey },
     /// The allow-lists of all services but one leave room for so many entries.
     AllowListsFit { entries: u64, except: Option<ServiceId> },

@@ -11,6 +11,7 @@
 //! |   |     | a snapshot has the spec of a service's tasks once |
 //! |   |     | the ACME account and its certificates |
 //! |   |     | updates, other modes than replicated, causes of tasks, tasks of plain containers: what `newer_field` of the types says |
+//! | 3 | 0.3 | a node changes its WireGuard key ([`FieldUpdate::TunnelKey`]) |
 
 use super::field_update::FieldUpdate;
 use super::object::{Action, Kind, Object, Store, StoreError};
@@ -18,7 +19,7 @@ use super::transaction::Transaction;
 use crate::model::FormatRange;
 
 /// Levels of this build. It reads entries and snapshots of each, and writes at the cluster's.
-pub const FEATURE_LEVELS: FormatRange = FormatRange::new(1, 2);
+pub const FEATURE_LEVELS: FormatRange = FormatRange::new(1, 3);
 
 impl Kind {
     /// First level at which objects of the kind may be written.
@@ -74,16 +75,31 @@ impl Transaction {
 fn check_level(transaction: &Transaction, level: u32) -> Result<(), StoreError> {
     let kinds = transaction.actions.iter().map(|action| action.target().0);
     refuse_newer(kinds.map(|kind| (kind, kind.first_level())), level)?;
+    let refused =
+        |(kind, field): (Kind, &str), needed| StoreError::FieldNeedsLevel { kind, field: field.to_owned(), needed, level };
     let newer = |action| {
-        newer_field(action).map(|(kind, field)| StoreError::FieldNeedsLevel {
-            kind,
-            field: field.to_owned(),
-            needed: FIELDS,
-            level,
-        })
+        let old = newer_field(action).filter(|_| level < FIELDS).map(|field| refused(field, FIELDS));
+        old.or_else(|| newest_field(action).filter(|_| level < KEY_CHANGES).map(|field| refused(field, KEY_CHANGES)))
     };
-    transaction.actions.iter().filter(|_| level < FIELDS).find_map(newer).map_or(Ok(()), Err)
+    transaction.actions.iter().filter(|_| level < KEY_CHANGES).find_map(newer).map_or(Ok(()), Err)
 }
+
+/// First level at which nodes may change their WireGuard keys. Every node knows the key to come of another from the same level on.
+pub const KEY_CHANGES: u32 = 3;
+
+/// What managers of level 2 refuse.
+fn newest_field(action: &Action) -> Option<(Kind, &'static str)> {
+    match action {
+        Action::Create(Object::Node(node)) | Action::Update(Object::Node(node)) if node.mesh.next.is_some() => {
+            Some((Kind::Node, NEXT_KEY))
+        }
+        Action::Set(FieldUpdate::TunnelKey { .. }) => Some((Kind::Node, NEXT_KEY)),
+        _ => None,
+    }
+}
+
+/// For people.
+const NEXT_KEY: &str = "another WireGuard key";
 
 /// First level at which objects may have fields that managers of level 1 drop in silence.
 const FIELDS: u32 = 2;

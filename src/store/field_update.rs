@@ -12,10 +12,21 @@ use crate::model::service::Endpoint;
 use crate::model::task::Attachment;
 use crate::model::{
     ClusterId, ClusterSpec, ListeningPort, NodeId, NodeSpec, PullAuth, RetiredRoot, Role, RootRotation, Secret, ServiceId,
-    ServiceSpec, SpecChange, TaskId, TaskState, TaskStatus, secret,
+    ServiceSpec, SpecChange, TaskId, TaskState, TaskStatus, WgKey, secret,
 };
 use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
+
+/// How a node's next WireGuard key becomes its key. Each step is written only in the state that it follows.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum KeyChange {
+    /// The node has made this one, in place of one that it has not used yet.
+    Begin(WgKey),
+    /// Every node that is up knows it. Written by the leader.
+    Known(WgKey),
+    /// The node uses it: the key of before is forgotten.
+    InUse(WgKey),
+}
 
 /// A write of one field. `version` is that of the object which the proposer has read.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -111,6 +122,11 @@ pub enum FieldUpdate {
         description: Option<Box<NodeDescription>>,
         #[serde(default, skip_serializing_if = "Option::is_none")]
         endpoints: Option<Vec<SocketAddr>>,
+    },
+    /// A step of a node that changes its WireGuard key, see [`KeyChange`].
+    TunnelKey {
+        id: NodeId,
+        change: KeyChange,
     },
     /// The cluster's feature level; it only goes up.
     FeatureLevel {

@@ -130,7 +130,8 @@ impl Indexed for Cluster {
 
 impl Indexed for Node {
     fn index_entries(&self) -> Vec<IndexEntry> {
-        vec![IndexEntry::NodeKey(self.mesh.key, self.id.clone())]
+        let keys = std::iter::once(self.mesh.key).chain(self.mesh.next.map(|next| next.key));
+        keys.map(|key| IndexEntry::NodeKey(key, self.id.clone())).collect()
     }
 }
 

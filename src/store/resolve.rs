@@ -1,10 +1,13 @@
 //! What a write of one field makes of the stored object.
 
-use super::field_update::FieldUpdate;
+use super::field_update::{FieldUpdate, KeyChange};
 use super::object::{Kind, Object, Store, StoreError, StoreObject};
 use super::task_report::{is_new_listening, is_new_status};
 use crate::model::autoscale;
-use crate::model::{Cluster, JobStatus, Node, PullAuth, Role, Service, ServiceSpec, ServiceUpdate, SpecChange, UpdateState};
+use crate::model::node::NodeMesh;
+use crate::model::{
+    Cluster, JobStatus, NextKey, Node, PullAuth, Role, Service, ServiceSpec, ServiceUpdate, SpecChange, UpdateState,
+};
 use crate::model::{Task, TaskState};
 
 impl FieldUpdate {
@@ -14,7 +17,7 @@ impl FieldUpdate {
             Self::ServiceSpec { id, .. } | Self::ServiceEndpoint { id, .. } | Self::ServiceReplicas { id, .. } => {
                 (Kind::Service, id.to_string())
             }
-            Self::NodeSpec { id, .. } | Self::NodeReport { id, .. } => (Kind::Node, id.to_string()),
+            Self::NodeSpec { id, .. } | Self::NodeReport { id, .. } | Self::TunnelKey { id, .. } => (Kind::Node, id.to_string()),
             Self::TaskStep { id, .. }
             | Self::DesiredState { id, .. }
             | Self::MoveTask { id, .. }
@@ -126,6 +129,7 @@ impl FieldUpdate {
                     node.mesh.endpoints.clone_from(endpoints);
                 }
             }),
+            Self::TunnelKey { id, change } => changed(now, id, |node: &mut Node| change_key(&mut node.mesh, *change)),
             Self::FeatureLevel { id, level } => {
                 changed(now, id, |cluster: &mut Cluster| cluster.feature_level = cluster.feature_level.max(*level))
             }
@@ -139,6 +143,17 @@ impl FieldUpdate {
             | Self::UnlockKey { .. }
             | Self::RootRotation { .. } => None,
         }
+    }
+}
+
+fn change_key(mesh: &mut NodeMesh, change: KeyChange) {
+    match (change, &mut mesh.next) {
+        (KeyChange::Begin(key), None) if key != mesh.key => mesh.next = Some(NextKey { key, known: false }),
+        // The node draws another one only if it does not use this one.
+        (KeyChange::Begin(key), Some(next)) if key != mesh.key && key != next.key => *next = NextKey { key, known: false },
+        (KeyChange::Known(key), Some(next)) if next.key == key => next.known = true,
+        (KeyChange::InUse(key), Some(next)) if next.key == key => (mesh.key, mesh.next) = (key, None),
+        _ => {}
     }
 }
 

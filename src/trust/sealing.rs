@@ -1,7 +1,7 @@
 //! Encryption of secrets and configs in the store: one key per cluster, itself sealed to the tunnel key of each manager. X25519,
 //! HKDF-SHA256, ChaCha20-Poly1305. Pure: randomness is the caller's.
 
-use super::key_possession::TunnelKey;
+use super::tunnel_keys::TunnelKeys;
 use crate::model::payload::{SealedData, SealedKey};
 use crate::model::{ClusterId, Meta, NodeId, PayloadId, PayloadKeys, Secret, WgKey};
 use base64::{Engine as _, engine::general_purpose::STANDARD};
@@ -73,14 +73,14 @@ impl DataKey {
 #[derive(Debug)]
 pub struct PayloadVault {
     me: NodeId,
-    key: TunnelKey,
+    keys: TunnelKeys,
 }
 
 impl PayloadVault {
     /// Of this manager.
     #[must_use]
-    pub fn new(me: NodeId, key: TunnelKey) -> Self {
-        Self { me, key }
+    pub fn new(me: NodeId, keys: impl Into<TunnelKeys>) -> Self {
+        Self { me, keys: keys.into() }
     }
 
     /// The cluster's key.
@@ -88,9 +88,9 @@ impl PayloadVault {
     /// # Errors
     /// [`SealError::NoKey`], or it is damaged.
     pub fn data_key(&self, keys: &PayloadKeys) -> Result<DataKey, SealError> {
-        let sealed =
-            keys.managers.get(&self.me).filter(|sealed| sealed.recipient == self.key.public()).ok_or(SealError::NoKey)?;
-        let derived = derive(&self.key.dh_secret(), sealed.ephemeral, sealed.ephemeral, sealed.recipient)?;
+        let sealed = keys.managers.get(&self.me).ok_or(SealError::NoKey)?;
+        let own = self.keys.of(sealed.recipient).ok_or(SealError::NoKey)?;
+        let derived = derive(&own.dh_secret(), sealed.ephemeral, sealed.ephemeral, sealed.recipient)?;
         let bytes = open(derived.expose(), KEY, &sealed.data)?;
         let key: [u8; 32] = bytes.expose().as_slice().try_into().map_err(|_| SealError::Damaged)?;
         Ok(DataKey(key.into()))
@@ -102,7 +102,8 @@ impl PayloadVault {
     /// See [`SealError`].
     pub fn first_key(&self, cluster: ClusterId, rng: &mut impl Rng) -> Result<(DataKey, PayloadKeys), SealError> {
         let key = DataKey::draw(rng);
-        let managers = BTreeMap::from([(self.me.clone(), key.sealed_to(self.key.public(), rng)?)]);
+        let own = self.keys.current().ok_or(SealError::NoKey)?;
+        let managers = BTreeMap::from([(self.me.clone(), key.sealed_to(own.public(), rng)?)]);
         Ok((key, PayloadKeys { id: cluster, meta: Meta::default(), managers }))
     }
 
@@ -127,7 +128,8 @@ impl PayloadVault {
 /// Vaults differ by their managers.
 impl PartialEq for PayloadVault {
     fn eq(&self, other: &Self) -> bool {
-        self.me == other.me && self.key.public() == other.key.public()
+        let public = |vault: &Self| vault.keys.current().map(|key| key.public());
+        self.me == other.me && public(self) == public(other)
     }
 }
 
@@ -174,6 +176,7 @@ pub(super) fn hmac_sha256(key: &[u8], parts: &[&[u8]]) -> Result<[u8; 32], SealE
 
 #[cfg(test)]
 mod tests {
+    use super::super::key_possession::TunnelKey;
     use super::*;
     use rand::SeedableRng as _;
     use rand::rngs::StdRng;
@@ -195,14 +198,33 @@ mod tests {
         for other in [PayloadId::Secret("s2".into()), PayloadId::Config("s1".into())] {
             assert_eq!(key.open(&other, &sealed).err(), Some(SealError::Damaged));
         }
-        let shared = one.shared_with(&keys, "node2".into(), two.key.public(), rng).expect("shared");
+        let shared = one.shared_with(&keys, "node2".into(), public(&two), rng).expect("shared");
         assert_eq!(two.data_key(&shared).expect("shared").open(&id, &sealed).expect("opens").expose(), b"planted");
         let (mut swapped, mut torn) = (shared.clone(), shared);
         let ones = swapped.managers[&NodeId::from("node1")].clone();
-        swapped.managers.insert("node2".into(), SealedKey { recipient: two.key.public(), ..ones });
+        swapped.managers.insert("node2".into(), SealedKey { recipient: public(&two), ..ones });
         assert_eq!(two.data_key(&swapped).err(), Some(SealError::Damaged), "sealed to another manager");
         torn.managers.get_mut(&NodeId::from("node2")).expect("shared").data.0.truncate(20);
         assert_eq!(two.data_key(&torn).err(), Some(SealError::Damaged));
+    }
+
+    fn public(vault: &PayloadVault) -> WgKey {
+        vault.keys.current().expect("a key").public()
+    }
+
+    #[test]
+    fn a_manager_that_changes_its_key_opens_with_both_until_the_old_one_is_forgotten() {
+        let rng = &mut StdRng::seed_from_u64(3);
+        let [key, next] = [1, 2].map(|number| move || TunnelKey::new(Secret::new([number; 32])));
+        let (keys, vault) = (TunnelKeys::from(key()), |keys: &TunnelKeys| PayloadVault::new("node1".into(), keys.clone()));
+        let vault = vault(&keys);
+        let (_, sealed) = vault.first_key("c".into(), rng).expect("a key");
+        keys.set(vec![next(), key()]);
+        let resealed = vault.shared_with(&sealed, "node1".into(), next().public(), rng).expect("opens with the old one");
+        assert!(vault.data_key(&resealed).is_ok());
+        keys.set(vec![next()]);
+        assert!(vault.data_key(&resealed).is_ok());
+        assert_eq!(vault.data_key(&sealed).err(), Some(SealError::NoKey), "sealed to the key of before");
     }
 
     #[test]

@@ -5,6 +5,7 @@ mod attack;
 mod fixture;
 mod formats;
 mod join;
+mod key_change;
 mod key_proof;
 mod logs;
 mod managers;

@@ -102,6 +102,7 @@ fn object(op: Op, meta: Meta) -> Object {
             status: NodeStatus::default(),
             mesh: NodeMesh {
                 key: WgKey([number.to_le_bytes()[0]; 32]),
+                next: None,
                 subnet: mesh.node(number),
                 ingress_addr: "10.255.0.2".parse().expect("address"),
                 endpoints: vec![],

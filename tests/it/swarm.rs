@@ -23,6 +23,7 @@ mod placement;
 mod providers;
 mod registry;
 mod rollouts;
+mod rotate_key;
 mod secrets;
 mod socket;
 mod start;

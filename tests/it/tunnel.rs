@@ -20,6 +20,7 @@ use tokio::process::Command;
 mod bad_input;
 mod kernel;
 mod lifetime;
+mod rekey;
 mod traffic;
 
 const SOON: Duration = Duration::from_secs(20);

@@ -293,7 +293,13 @@ mod tests {
                     spec: NodeSpec { role: Role::Manager, ..NodeSpec::default() },
                     description: NodeDescription::default(),
                     status: NodeStatus { state, ..NodeStatus::default() },
-                    mesh: NodeMesh { key: peer.key, subnet: peer.subnet, ingress_addr: peer.ingress_addr, endpoints: Vec::new() },
+                    mesh: NodeMesh {
+                        key: peer.key,
+                        next: None,
+                        subnet: peer.subnet,
+                        ingress_addr: peer.ingress_addr,
+                        endpoints: Vec::new(),
+                    },
                     manager: Some(ManagerStatus { raft_id: number.into(), addr }),
                 })
             });

@@ -3,6 +3,7 @@
 use super::super::{Tunnel, TunnelPeer, TunnelState, TunnelStep};
 use super::TunnelConfig;
 use super::difference::apply_step;
+use super::key::public_key;
 use super::link::IoctlSocket;
 use super::namespace::Namespace;
 use super::paths::{log_file, pid_file};
@@ -40,7 +41,6 @@ const RESTART_BACKOFF: Backoff = Backoff::new(Duration::from_millis(100), Durati
 /// The tunnel as a process.
 pub(super) struct ProcessTunnel {
     config: TunnelConfig,
-    key: WgKey,
     /// The process is started in this namespace, whichever namespace the calling thread is in.
     host: Namespace,
     /// Peers as last observed or applied, with the endpoints learned: a restarted process gets them. Locked while a process is
@@ -52,9 +52,9 @@ pub(super) struct ProcessTunnel {
 
 impl ProcessTunnel {
     /// Adopts the running process, or starts one.
-    pub(super) async fn open(config: TunnelConfig, key: WgKey) -> anyhow::Result<Arc<Self>> {
+    pub(super) async fn open(config: TunnelConfig) -> anyhow::Result<Arc<Self>> {
         let this =
-            Arc::new(Self { config, key, host: Namespace::current()?, peers: Mutex::default(), closed: AtomicBool::new(false) });
+            Arc::new(Self { config, host: Namespace::current()?, peers: Mutex::default(), closed: AtomicBool::new(false) });
         this.ensure_running().await?;
         // Reads the peers of an adopted process, for the case that it dies before they change.
         this.observe().await?;
@@ -70,8 +70,9 @@ impl ProcessTunnel {
         }
         let socket = self.config.socket();
         if let Ok(hello) = hello(&socket).await {
-            let Some(reason) = misfit(&hello, &self.config, self.key)? else {
+            let Some(reason) = misfit(&hello, &self.config)? else {
                 tracing::debug!(pid = hello.pid, "tunnel process adopted");
+                self.change_key(&hello).await?;
                 return self.set_mtu().await;
             };
             tracing::info!(pid = hello.pid, reason, "tunnel process is replaced");
@@ -79,7 +80,6 @@ impl ProcessTunnel {
             let keep = hello.device == self.config.device && hello.mesh == Namespace::open(&self.config.mesh_pin)?.id;
             // At its start this daemon knows no peers: the new process gets those of the old one, with the endpoints learned.
             if peers.is_empty()
-                && hello.key == self.key
                 && let Ok(TunnelReply::State(state)) = request(&socket, &TunnelRequest::Observe).await
             {
                 *peers = state.peers.into_iter().map(|(key, state)| (key, state.peer)).collect();
@@ -94,6 +94,18 @@ impl ProcessTunnel {
             tracing::info!(peers = peers.len(), "configured the peers of the new tunnel process");
         }
         Ok(())
+    }
+
+    /// The process has the key that it was started with, or has changed to; the file may have another one by now.
+    async fn change_key(&self, hello: &TunnelHello) -> anyhow::Result<()> {
+        let key = public_key(&self.config.private_key_file)?;
+        if hello.key == key {
+            return Ok(());
+        }
+        match request(&self.config.socket(), &TunnelRequest::Rekey).await? {
+            TunnelReply::Hello(now) if now.key == key => Ok(()),
+            other => bail!("the tunnel process answered {other:?} to a change of its key"),
+        }
     }
 
     /// An adopted process may have been started with another MTU.
@@ -224,6 +236,14 @@ impl Tunnel for ProcessTunnel {
         }
         Ok(())
     }
+
+    async fn rekey(&self) -> anyhow::Result<()> {
+        match hello(&self.config.socket()).await {
+            Ok(hello) => self.change_key(&hello).await,
+            // It is started with the key of the file.
+            Err(_) => self.ensure_running().await,
+        }
+    }
 }
 
 fn expect_applied(reply: TunnelReply) -> anyhow::Result<()> {
@@ -301,13 +321,11 @@ pub(super) async fn hello(socket: &Path) -> anyhow::Result<TunnelHello> {
     }
 }
 
-/// Why the process cannot be adopted; `None` if it can.
-pub(super) fn misfit(hello: &TunnelHello, config: &TunnelConfig, key: WgKey) -> anyhow::Result<Option<String>> {
+/// Why the process cannot be adopted; `None` if it can. Its key may be another one: it takes the node's.
+pub(super) fn misfit(hello: &TunnelHello, config: &TunnelConfig) -> anyhow::Result<Option<String>> {
     let mesh = Namespace::open(&config.mesh_pin)?.id;
     let reason = if hello.protocol != PROTOCOL {
         format!("it speaks protocol {}, this daemon {PROTOCOL}", hello.protocol)
-    } else if hello.key != key {
-        format!("its key is {}, the node's {}", hello.key.to_base64(), key.to_base64())
     } else if hello.listen != config.listen {
         format!("it listens on {}, configured is {}", hello.listen, config.listen)
     } else if hello.device != config.device {

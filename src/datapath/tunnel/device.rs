@@ -9,6 +9,7 @@ use super::stop::StopSignal;
 use super::tun::Tun;
 use super::uapi;
 use super::udp::TunnelSocket;
+use crate::model::WgKey;
 use anyhow::Context as _;
 use std::io;
 use std::sync::{Arc, Weak};
@@ -48,7 +49,7 @@ impl WireGuard {
         };
         let threads = vec![run("outgoing", outgoing)?, run("incoming", incoming)?];
         tokio::spawn(tick(Arc::downgrade(&ends), sender));
-        let uapi = uapi::serve(name, private, port, &ends);
+        let uapi = uapi::serve(name, port, &ends);
         Ok(Self { ends, port, started: Instant::now(), ended, threads, uapi })
     }
 
@@ -75,11 +76,19 @@ impl WireGuard {
                     }
                 }
                 TunnelStep::Remove(key) => self.ends.peers.remove(*key),
+                TunnelStep::Succeed { old, new } => self.ends.peers.succeed(*old, *new),
             }
         }
         if self.started.elapsed() <= INITIATE_PERIOD {
             send(&self.ends, self.ends.peers.initiate(&with_new_endpoint));
         }
+    }
+
+    /// Uses another private key, and begins handshakes with it. Returns the public half.
+    pub(super) fn rekey(&self, private: [u8; 32]) -> WgKey {
+        let (public, initiations) = self.ends.peers.rekey(private);
+        send(&self.ends, initiations);
+        public
     }
 
     /// Returns when the device cannot continue, for instance because it was deleted.

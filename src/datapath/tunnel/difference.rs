@@ -45,6 +45,8 @@ pub(super) fn apply_step(peers: &mut BTreeMap<WgKey, TunnelPeer>, step: &TunnelS
             }
         }
         TunnelStep::Remove(key) => drop(peers.remove(key)),
+        // The daemon moves them itself, if the process ends before it has.
+        TunnelStep::Succeed { .. } => {}
     }
 }
 

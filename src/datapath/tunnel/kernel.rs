@@ -2,7 +2,7 @@
 //! namespace; peers are changed from inside the latter, by difference.
 
 use super::super::netns;
-use super::super::{Tunnel, TunnelPeer, TunnelPeerState, TunnelState, TunnelStep};
+use super::super::{KERNEL, Tunnel, TunnelPeer, TunnelPeerState, TunnelState, TunnelStep};
 use super::TunnelConfig;
 use super::difference::{INITIATE_PERIOD, peer_change, redirects};
 use super::handshake_age::HandshakeAges;
@@ -16,6 +16,7 @@ use anyhow::{Context as _, bail};
 use ipnet::IpNet;
 use std::collections::BTreeMap;
 use std::io;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, UNIX_EPOCH};
 use tokio::time::Instant;
@@ -34,6 +35,7 @@ pub fn kernel_has_wireguard() -> anyhow::Result<bool> {
 pub(super) struct KernelTunnel {
     mesh: Namespace,
     device: String,
+    private_key_file: PathBuf,
     /// `None` if it was adopted.
     created: Option<Instant>,
     ages: Arc<Mutex<HandshakeAges>>,
@@ -58,14 +60,14 @@ impl KernelTunnel {
             let private = private.clone();
             here(move || create(&target, &config, &private)).await?;
         }
-        let (listen, is_new) = (config.listen, created.is_some());
+        let (listen, is_new, private_key_file) = (config.listen, created.is_some(), config.private_key_file.clone());
         if let Err(error) = mesh.run_async(move || bring_up(&config, &private, is_new)).await {
             let in_use = error.downcast_ref().is_some_and(|error: &io::Error| error.kind() == io::ErrorKind::AddrInUse);
             // The process is found in the host's namespace only.
             let named = here(move || Ok(bind_error(listen, io::ErrorKind::AddrInUse.into())));
             return Err(if in_use { named.await? } else { error });
         }
-        Ok(Self { mesh, device, created, ages: Arc::default() })
+        Ok(Self { mesh, device, private_key_file, created, ages: Arc::default() })
     }
 }
 
@@ -132,7 +134,7 @@ fn bring_up(config: &TunnelConfig, private: &Secret<[u8; 32]>, created: bool) ->
     let key = Key(*private.expose());
     let port = config.listen.port();
     if current.private_key.as_ref() != Some(&key) {
-        DeviceUpdate::new().set_private_key(key).apply(&name, Backend::Kernel).context("cannot change the key")?;
+        change_key(&name, &key, &current)?;
     }
     if port != 0 && current.listen_port != Some(port) {
         DeviceUpdate::new()
@@ -157,7 +159,7 @@ impl Tunnel for KernelTunnel {
             .run_async(move || {
                 let (port, peers) = dump(&device, &ages)?;
                 let mtu = IoctlSocket::new()?.mtu(&device).context("cannot read its MTU")?;
-                Ok(TunnelState { implementation: "kernel".into(), port, mtu, peers })
+                Ok(TunnelState { implementation: KERNEL.into(), port, mtu, peers })
             })
             .await
             .with_context(|| format!("cannot read the WireGuard device {}", self.device))
@@ -179,6 +181,7 @@ impl Tunnel for KernelTunnel {
                             actual.remove(&key);
                             DeviceUpdate::new().remove_peer_by_key(&Key(key.0))
                         }
+                        TunnelStep::Succeed { .. } => continue,
                         TunnelStep::Set(key, peer) => set(key, &peer, actual.get(&key), initiate),
                         TunnelStep::Redirect(key, redirect) => {
                             let Some(state) = actual.get(&key).filter(|state| redirects(&redirect, Some(state))) else {
@@ -195,6 +198,37 @@ impl Tunnel for KernelTunnel {
             .await
             .with_context(|| format!("cannot change peers of the WireGuard device {}", self.device))
     }
+
+    async fn rekey(&self) -> anyhow::Result<()> {
+        let key = Key(*private_key(&self.private_key_file)?.expose());
+        let device = self.device.clone();
+        self.mesh
+            .run_async(move || {
+                let name: InterfaceName = device.parse()?;
+                let current = Device::get(&name, Backend::Kernel)?;
+                if current.private_key.as_ref() == Some(&key) { Ok(()) } else { change_key(&name, &key, &current) }
+            })
+            .await
+            .with_context(|| format!("cannot change the key of the WireGuard device {}", self.device))
+    }
+}
+
+/// Sets another private key. The kernel sends nothing with the sessions of the one before, and goes on to receive with them; packets wait
+/// for the handshakes, which begin at once: a keepalive that is switched on is sent.
+fn change_key(name: &InterfaceName, key: &Key, current: &Device) -> anyhow::Result<()> {
+    DeviceUpdate::new().set_private_key(key.clone()).apply(name, Backend::Kernel).context("cannot change the key")?;
+    // The kernel splits a peer with many allowed-ips: only its first part has the other fields.
+    let keepalives: BTreeMap<_, _> = current
+        .peers
+        .iter()
+        .filter_map(|part| Some((part.config.public_key.0, part.config.persistent_keepalive_interval.filter(|s| *s > 0)?)))
+        .collect();
+    for (peer, seconds) in keepalives {
+        let keepalive = |seconds| PeerConfigBuilder::new(&Key(peer)).set_persistent_keepalive_interval(seconds);
+        let update = DeviceUpdate::new().add_peer(keepalive(0)).add_peer(keepalive(seconds));
+        update.apply(name, Backend::Kernel).context("cannot begin a handshake with the new key")?;
+    }
+    Ok(())
 }
 
 /// The update for one peer; with `initiate` it starts a handshake if it sets the endpoint.

@@ -11,10 +11,11 @@ use std::sync::Arc;
 /// A key file that cannot be read, a pin that is no namespace, a UDP port in use (the error names the process), a kernel
 /// without the WireGuard that [`KernelChoice::Always`] requires.
 pub async fn open(config: TunnelConfig) -> anyhow::Result<Arc<dyn Tunnel>> {
-    let key = public_key(&config.private_key_file)?;
+    // Before anything is done: a key that cannot be read.
+    public_key(&config.private_key_file)?;
     let running = client::hello(&config.socket()).await.ok();
     let adoptable = match &running {
-        Some(hello) => client::misfit(hello, &config, key)?.is_none(),
+        Some(hello) => client::misfit(hello, &config)?.is_none(),
         None => false,
     };
     let kernel = match config.kernel {
@@ -31,7 +32,7 @@ pub async fn open(config: TunnelConfig) -> anyhow::Result<Arc<dyn Tunnel>> {
         return Ok(Arc::new(kernel::KernelTunnel::open(config).await?));
     }
     kernel::remove_for_process(&config).await?;
-    Ok(client::ProcessTunnel::open(config, key).await?)
+    Ok(client::ProcessTunnel::open(config).await?)
 }
 
 /// Removes the tunnel: ends the process, deletes the device. Neither needs to exist.

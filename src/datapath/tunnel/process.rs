@@ -86,7 +86,7 @@ fn run(args: &TunnelArgs) -> anyhow::Result<()> {
         let wireguard = WireGuard::start(*private.expose(), tun, socket, &args.device)?;
         let listener = listen(&args.control)?;
         tracing::info!(pid = hello.pid, key = %hello.key.to_base64(), listen = %args.listen, device = args.device, "tunnel is up");
-        serve(wireguard, listener, hello).await
+        serve(wireguard, listener, hello, &args.key).await
     });
     if matches!(result, Ok(StopReason::Requested)) {
         let _ = std::fs::remove_file(&args.control);
@@ -112,7 +112,12 @@ enum StopReason {
 /// A request and where its reply goes.
 type PendingRequest = (TunnelRequest, oneshot::Sender<TunnelReply>);
 
-async fn serve(mut wireguard: WireGuard, listener: UnixListener, hello: TunnelHello) -> anyhow::Result<StopReason> {
+async fn serve(
+    mut wireguard: WireGuard,
+    listener: UnixListener,
+    mut hello: TunnelHello,
+    key_file: &Path,
+) -> anyhow::Result<StopReason> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut hangup = signal(SignalKind::hangup())?;
@@ -136,7 +141,7 @@ async fn serve(mut wireguard: WireGuard, listener: UnixListener, hello: TunnelHe
                     wait_for_connections(&sender).await;
                     return Ok(StopReason::Requested);
                 }
-                let _ = reply_to.send(carry_out(&wireguard, &hello, request));
+                let _ = reply_to.send(carry_out(&wireguard, &mut hello, key_file, request));
             }
             () = wireguard.wait() => return Err(anyhow!("the device {} is gone or its socket failed", hello.device)),
             _ = terminate.recv() => break,
@@ -149,7 +154,7 @@ async fn serve(mut wireguard: WireGuard, listener: UnixListener, hello: TunnelHe
 }
 
 /// Carries out a request that the process survives.
-fn carry_out(wireguard: &WireGuard, hello: &TunnelHello, request: TunnelRequest) -> TunnelReply {
+fn carry_out(wireguard: &WireGuard, hello: &mut TunnelHello, key_file: &Path, request: TunnelRequest) -> TunnelReply {
     match request {
         TunnelRequest::Hello => TunnelReply::Hello(hello.clone()),
         TunnelRequest::Observe => wireguard.observe().map_or_else(|error| error_reply(&error), TunnelReply::State),
@@ -157,6 +162,14 @@ fn carry_out(wireguard: &WireGuard, hello: &TunnelHello, request: TunnelRequest)
             wireguard.apply(&steps);
             TunnelReply::Applied
         }
+        TunnelRequest::Rekey => match private_key(key_file) {
+            Ok(private) => {
+                hello.key = wireguard.rekey(*private.expose());
+                tracing::info!(key = %hello.key.to_base64(), "the tunnel has another key");
+                TunnelReply::Hello(hello.clone())
+            }
+            Err(error) => error_reply(&error),
+        },
         TunnelRequest::Watch | TunnelRequest::Stop { .. } => TunnelReply::Error("handled before it gets here".to_owned()),
     }
 }

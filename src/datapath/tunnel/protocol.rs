@@ -8,7 +8,7 @@ use std::net::SocketAddr;
 use tokio::io::{AsyncBufRead, AsyncBufReadExt as _, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 
 /// Incremented when a request or a reply changes its meaning: a process with another number is replaced, not adopted.
-pub(super) const PROTOCOL: u32 = 2;
+pub(super) const PROTOCOL: u32 = 3;
 
 /// Bytes; enough for some 100,000 allowed-ips.
 const MAX_LINE: u64 = 8 << 20;
@@ -23,6 +23,8 @@ pub(super) enum TunnelRequest {
     Observe,
     /// Change peers.
     Apply { steps: Vec<TunnelStep> },
+    /// Use the private key that the key file has now. Answered with the hello.
+    Rekey,
     /// Answered only when the process stops by request. If the connection ends without a reply, the process died.
     Watch,
     /// Exit.
@@ -36,7 +38,7 @@ pub(super) enum TunnelRequest {
 #[derive(Serialize, Deserialize, Debug)]
 #[serde(rename_all = "lowercase")]
 pub(super) enum TunnelReply {
-    /// To [`TunnelRequest::Hello`].
+    /// To [`TunnelRequest::Hello`] and [`TunnelRequest::Rekey`].
     Hello(TunnelHello),
     /// To [`TunnelRequest::Observe`].
     State(TunnelState),

@@ -19,7 +19,7 @@ const DIRECTORY: &str = "/var/run/wireguard";
 const REFUSED: &[u8] = b"errno=95\n\n";
 
 /// Serves `device` for `wg show`; `None` if that is not possible, which is only logged: the tunnel works without it.
-pub(super) fn serve(device: &str, private: [u8; 32], port: u16, ends: &Arc<Ends>) -> Option<UapiSocketFile> {
+pub(super) fn serve(device: &str, port: u16, ends: &Arc<Ends>) -> Option<UapiSocketFile> {
     let path = Path::new(DIRECTORY).join(format!("{device}.sock"));
     if std::os::unix::net::UnixStream::connect(&path).is_ok() {
         tracing::info!(path = %path.display(), "another process answers `wg show` for a device of this name");
@@ -36,7 +36,7 @@ pub(super) fn serve(device: &str, private: [u8; 32], port: u16, ends: &Arc<Ends>
     let ends = Arc::downgrade(ends);
     tokio::spawn(async move {
         while let Ok((stream, _)) = listener.accept().await {
-            tokio::spawn(answer(stream, private, port, Weak::clone(&ends)));
+            tokio::spawn(answer(stream, port, Weak::clone(&ends)));
         }
     });
     Some(UapiSocketFile(path))
@@ -51,7 +51,7 @@ impl Drop for UapiSocketFile {
     }
 }
 
-async fn answer(stream: UnixStream, private: [u8; 32], port: u16, ends: Weak<Ends>) {
+async fn answer(stream: UnixStream, port: u16, ends: Weak<Ends>) {
     let (reader, mut writer) = stream.into_split();
     // `wg` sends one line and an empty one.
     let mut lines = BufReader::new(reader.take(4096)).lines();
@@ -63,7 +63,8 @@ async fn answer(stream: UnixStream, private: [u8; 32], port: u16, ends: Weak<End
         }
         let reply = match is_get.take() {
             Some(true) => {
-                let Some(peers) = ends.upgrade().map(|ends| ends.peers.observe()) else { return };
+                let of = |ends: Arc<Ends>| (ends.peers.private_key(), ends.peers.observe());
+                let Some((private, peers)) = ends.upgrade().map(of) else { return };
                 let now = Duration::from_nanos(u64::try_from(SystemClock.now().0).unwrap_or(0));
                 document(private, port, &peers, now).into_bytes()
             }

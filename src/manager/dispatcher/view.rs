@@ -174,6 +174,7 @@ pub(super) fn peer<'a>(node: &Node, tasks: impl Iterator<Item = &'a Task>) -> Pe
         manager: node.manager.is_some(),
         raft_id: node.manager.as_ref().map(|m| m.raft_id),
         key: node.mesh.key,
+        next: node.mesh.next,
         subnet: node.mesh.subnet,
         ingress_addr: node.mesh.ingress_addr,
         endpoints: node.mesh.endpoints.clone(),
@@ -283,7 +284,13 @@ mod tests {
                 spec: NodeSpec::default(),
                 description: NodeDescription { feature_levels: levels, ..NodeDescription::default() },
                 status: NodeStatus::default(),
-                mesh: NodeMesh { key: peer.key, subnet: peer.subnet, ingress_addr: peer.ingress_addr, endpoints: Vec::new() },
+                mesh: NodeMesh {
+                    key: peer.key,
+                    next: None,
+                    subnet: peer.subnet,
+                    ingress_addr: peer.ingress_addr,
+                    endpoints: Vec::new(),
+                },
                 manager: None,
             };
             let mut task = fixture::task_with_resolvers("t1", "web", peer.node_id.as_str(), &[]);
@@ -301,7 +308,13 @@ mod tests {
             spec: NodeSpec::default(),
             description: crate::model::node::NodeDescription::default(),
             status: NodeStatus::default(),
-            mesh: NodeMesh { key: peer.key, subnet: peer.subnet, ingress_addr: peer.ingress_addr, endpoints: Vec::new() },
+            mesh: NodeMesh {
+                key: peer.key,
+                next: None,
+                subnet: peer.subnet,
+                ingress_addr: peer.ingress_addr,
+                endpoints: Vec::new(),
+            },
             manager: None,
         };
         let task = |number: u8, networks: u8| {

@@ -64,6 +64,7 @@ pub fn node(id: &str, hostname: &str, role: Role) -> Node {
         status: NodeStatus { state: NodeState::Ready, addr: Some(addr), ..NodeStatus::default() },
         mesh: NodeMesh {
             key: WgKey([u8::try_from(last).unwrap(); 32]),
+            next: None,
             subnet: format!("fd12:3456:789a:{last}::/64").parse().unwrap(),
             ingress_addr: std::net::Ipv4Addr::new(10, 0, 0, u8::try_from(last).unwrap()),
             endpoints: Vec::new(),

@@ -34,6 +34,10 @@ impl Tunnel for FakeTunnel {
         anyhow::ensure!(self.answers.load(std::sync::atomic::Ordering::Relaxed), "it does not answer");
         Ok(self.state.lock().expect("lock").clone())
     }
+    async fn rekey(&self) -> anyhow::Result<()> {
+        Ok(())
+    }
+
     async fn apply(&self, steps: &[TunnelStep]) -> anyhow::Result<()> {
         let mut state = self.state.lock().expect("lock");
         for step in steps {
@@ -41,7 +45,7 @@ impl Tunnel for FakeTunnel {
                 TunnelStep::Set(key, peer) => {
                     state.peers.insert(key, TunnelPeerState { peer, handshake_age: None, rx_bytes: 0, tx_bytes: 0 });
                 }
-                TunnelStep::Redirect(..) => {}
+                TunnelStep::Redirect(..) | TunnelStep::Succeed { .. } => {}
                 TunnelStep::Remove(key) => drop(state.peers.remove(&key)),
             }
         }

@@ -15,8 +15,8 @@ use skep::protocol::{
     ToManager, ToNode, agree, formats_of_peer,
 };
 use skep::rpc::{
-    CertificateAuthority, CertificateHolder, JoinAuthority, JoinError, JoinOptions, JoinParts, Joined, JoinerSide, ListenerKind,
-    ManagerGreeter, ManagerServer, Server, ServerLimits, SessionServer,
+    CertificateAuthority, CertificateHolder, JoinAuthority, JoinError, JoinOptions, JoinParts, Joined, JoinerSide,
+    KeyChangeAuthority, ListenerKind, ManagerGreeter, ManagerServer, Server, ServerLimits, SessionServer,
 };
 use skep::trust::{self, Identity, JoinToken, NodeKey, NodeName, RootCa, TunnelKey};
 use std::collections::BTreeMap;
@@ -120,7 +120,7 @@ impl Wire {
 #[derive(Clone, Default)]
 pub struct Journal(Arc<Mutex<Vec<String>>>);
 impl Journal {
-    fn note(&self, text: impl Into<String>) {
+    pub fn note(&self, text: impl Into<String>) {
         self.0.lock().unwrap().push(text.into());
     }
     pub fn all(&self) -> Vec<String> {
@@ -396,6 +396,7 @@ pub struct Setup {
     pub sends_probes: bool,
     pub requires_key_proof: bool,
     pub membership: MembershipAnswer,
+    pub keys: Option<Arc<dyn KeyChangeAuthority>>,
     pub change_reply: ReplyChange,
     pub address: SocketAddr,
     pub clock: Arc<dyn Clock>,
@@ -412,6 +413,7 @@ impl Setup {
             change_reply: |_| {},
             requires_key_proof: false,
             membership: MembershipAnswer::Member,
+            keys: None,
             address: SocketAddr::from(([127, 0, 0, 1], 0)),
             clock: Arc::new(SystemClock),
         }
@@ -440,7 +442,11 @@ impl Setup {
             managers.clone(),
             self.limits,
         );
-        let server = Arc::new(server.unwrap());
+        let server = server.unwrap();
+        let server = Arc::new(match self.keys {
+            Some(keys) => server.with_keys(keys),
+            None => server,
+        });
         let listen = |address| TcpListener::from_std(HereSockets.listen(address).unwrap()).unwrap();
         let listener = listen(self.address);
         let address = listener.local_addr().unwrap();

@@ -1,4 +1,5 @@
 use super::*;
+use std::net::Ipv4Addr;
 
 const A: [u8; 4] = [10, 9, 0, 1];
 const B: [u8; 4] = [172, 16, 0, 2];
@@ -116,7 +117,7 @@ fn an_initiation_with_an_old_timestamp_is_answered_by_an_own_one() {
     let old = LivePeer::lock(&towards).tunnel.format_handshake_initiation(true).expect("an initiation");
     std::thread::sleep(Duration::from_millis(1));
     let new = LivePeer::lock(&towards).tunnel.format_handshake_initiation(true).expect("an initiation");
-    let new = pair.a.registered(&towards, new.into());
+    let new = pair.a.registered(&towards, 0, new.into());
     pair.carry(vec![new]);
     assert_eq!(pair.b.observe()[&public([1; 32])].peer.endpoint, Some(at_a()));
 
@@ -145,4 +146,57 @@ fn padding_stays_below_the_mtu() {
     for (length, padded) in [(0, 0), (1, 16), (1392, 1392), (1393, 1400), (1400, 1400), (1401, 1401)] {
         assert_eq!(peers.padded(length), padded);
     }
+}
+
+/// B knows A's next key before A uses it, as a peer without addresses; A's packets arrive in order and all of them, whichever key they were
+/// sealed with, and B's find the way back.
+#[test]
+fn a_change_of_the_key_loses_no_packet() {
+    let pair = Pair::new();
+    assert_eq!(pair.send(vec![packet(A, 0, 1)]).len(), 1);
+    let (old, new) = (public([1; 32]), public([9; 32]));
+    pair.b.set(new, &peer(Some(at_a()), &[]), None);
+    pair.b.succeed(old, new);
+    let towards = pair.a.towards(B.into()).expect("a peer");
+    // Sealed with the old key: on its way when the new one is used, and after it.
+    let seal = || {
+        let mut sealed = Vec::new();
+        pair.a.seal(&towards, &mut vec![packet(A, 0, 2)], &mut sealed);
+        sealed
+    };
+    let late = seal();
+    let (key, initiations) = pair.a.rekey([9; 32]);
+    assert_eq!((key, initiations.len(), pair.a.private_key()), (new, 1, [9; 32]));
+    assert_eq!(pair.carry(seal()).len(), 1, "there is no session of the new key yet");
+    assert_eq!(pair.b.observe()[&old].peer.allowed_ips.len(), 1, "nor has B seen one");
+    assert!(pair.carry(initiations.into_iter().map(|(packet, _)| packet).collect()).is_empty());
+    let seen = pair.b.observe();
+    assert_eq!((seen[&old].peer.allowed_ips.len(), seen[&new].peer.allowed_ips.len()), (0, 1), "with the first packet");
+    assert!(seen[&new].handshake_age.is_some());
+    assert_eq!(pair.carry(late).len(), 1, "an overtaken one");
+    assert_eq!(pair.carry(seal()).len(), 1);
+    let back = pair.b.towards(Ipv4Addr::from(A).into()).expect("a peer");
+    assert_eq!(back.key, new);
+    // The old key is forgotten, and opens nothing any more.
+    pair.b.remove(old);
+    pair.a.rekey([1; 32]);
+    let again = LivePeer::lock(&towards).tunnel.format_handshake_initiation(true).expect("an initiation");
+    let again = pair.a.registered(&towards, 2, again.into());
+    assert!(matches!(pair.b.open(again, at_a(), 0), Received::Nothing));
+    // The same key is no change.
+    assert!(pair.a.rekey([1; 32]).1.is_empty());
+}
+
+/// A successor without a right to more gets no more.
+#[test]
+fn a_successor_gets_addresses_of_its_predecessor_alone() {
+    let pair = Pair::new();
+    let (old, new, other) = (public([1; 32]), public([9; 32]), public([5; 32]));
+    pair.b.set(other, &peer(None, &["10.9.0.5/32"]), None);
+    pair.b.set(new, &peer(Some(at_a()), &[]), None);
+    pair.b.succeed(old, new);
+    let (_, initiations) = pair.a.rekey([9; 32]);
+    pair.carry(initiations.into_iter().map(|(packet, _)| packet).collect());
+    assert_eq!(pair.send(vec![packet(A, 0, 8), packet([10, 9, 0, 5], 0, 8)]).len(), 1);
+    assert_eq!(pair.b.observe()[&other].peer.allowed_ips.len(), 1);
 }

@@ -1,0 +1,131 @@
+//! Writes changes of nodes' WireGuard keys, on a manager.
+
+use crate::clock::Clock;
+use crate::model::{NodeId, NodeState, WgKey};
+use crate::protocol::removal_reason;
+use crate::rpc::KeyChangeAuthority;
+use crate::store::{Action, Condition, FieldUpdate, KEY_CHANGES, KeyChange, Store, StoreHandle, Transaction};
+use async_trait::async_trait;
+use std::sync::Arc;
+
+pub(super) struct KeyAuthority {
+    pub store: StoreHandle,
+    pub clock: Arc<dyn Clock>,
+}
+
+/// Why the node may not begin a change now. One node at a time: two that change at once would each wait for a handshake that the other
+/// cannot answer.
+fn refusal(store: &Store, id: &NodeId) -> Option<String> {
+    let level = store.feature_level();
+    if level < KEY_CHANGES {
+        return Some(format!(
+            "a change of WireGuard keys needs feature level {KEY_CHANGES}, the cluster is at level {level}: upgrade skep on every manager first"
+        ));
+    }
+    let members = || store.nodes().filter(|node| node.status.state != NodeState::Disconnected);
+    let old = members().filter(|node| node.description.feature_levels().newest < KEY_CHANGES);
+    let old: Vec<&str> = old.map(|node| node.description.hostname.as_str()).collect();
+    if !old.is_empty() {
+        let names = old.join(", ");
+        return Some(format!(
+            "an earlier skep, which knows no change of WireGuard keys, runs on {names}: upgrade it there, or remove the node (docker node rm --force)"
+        ));
+    }
+    let other = members().find(|node| node.id != *id && node.mesh.next.is_some() && node.status.state.may_be_up());
+    other.map(|node| format!("node {} changes its WireGuard key: try again once it is done", node.description.hostname))
+}
+
+impl KeyAuthority {
+    async fn write(&self, id: &NodeId, change: KeyChange, condition: Option<Condition>) -> Result<(), String> {
+        let action = Action::Set(FieldUpdate::TunnelKey { id: id.clone(), change });
+        let written = self.store.propose(Transaction::new(self.clock.now(), vec![action]).require(condition)).await;
+        written.map(drop).map_err(|error| error.to_string())
+    }
+}
+
+#[async_trait]
+impl KeyChangeAuthority for KeyAuthority {
+    async fn begin(&self, id: &NodeId, key: WgKey) -> Result<(), String> {
+        let store = self.store.read();
+        let node = store.node(id).ok_or_else(|| removal_reason(id))?;
+        if node.mesh.key == key || node.mesh.next.is_some_and(|next| next.key == key) {
+            return Ok(());
+        }
+        if let Some(why) = refusal(&store, id) {
+            return Err(why);
+        }
+        self.write(id, KeyChange::Begin(key), Some(Condition::FreeKey { key })).await
+    }
+
+    async fn in_use(&self, id: &NodeId, key: WgKey) -> Result<(), String> {
+        let store = self.store.read();
+        let node = store.node(id).ok_or_else(|| removal_reason(id))?;
+        if node.mesh.key == key {
+            return Ok(());
+        }
+        self.write(id, KeyChange::InUse(key), None).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::node::{NodeDescription, NodeMesh, NodeStatus};
+    use crate::model::{FormatRange, Meta, NextKey, Node, NodeSpec, Timestamp, fixture};
+
+    fn store(level: u32, change: impl Fn(u8, &mut Node)) -> Store {
+        let cluster = crate::model::Cluster { feature_level: level, ..fixture::cluster() };
+        let node = |number| {
+            let peer = fixture::peer(number);
+            let description = NodeDescription {
+                hostname: peer.hostname,
+                feature_levels: Some(FormatRange::new(1, KEY_CHANGES)),
+                ..NodeDescription::default()
+            };
+            let (subnet, ingress_addr) = (peer.subnet, peer.ingress_addr);
+            let mut node = Node {
+                id: peer.node_id,
+                meta: Meta::default(),
+                spec: NodeSpec::default(),
+                description,
+                status: NodeStatus { state: NodeState::Ready, ..NodeStatus::default() },
+                mesh: NodeMesh { key: peer.key, next: None, subnet, ingress_addr, endpoints: Vec::new() },
+                manager: None,
+            };
+            change(number, &mut node);
+            Action::create(node)
+        };
+        let mut store = Store::default();
+        let actions = std::iter::once(Action::create(cluster)).chain((1..=3).map(node)).collect();
+        store.apply(1, &Transaction::new(Timestamp(0), actions)).expect("applied");
+        store
+    }
+
+    #[test]
+    fn what_is_in_the_way_of_a_change_is_named() {
+        let me = fixture::peer(1).node_id;
+        let refusal = |store: Store| refusal(&store, &me);
+        assert_eq!(refusal(store(3, |_, _| {})), None);
+        let level = refusal(store(2, |_, _| {})).expect("refused");
+        assert!(level.contains("needs feature level 3, the cluster is at level 2"), "{level}");
+        let old = |number: u8, node: &mut Node| {
+            if number > 1 {
+                node.description.feature_levels = Some(FormatRange::new(1, 2));
+            }
+        };
+        let named = refusal(store(3, old)).expect("refused");
+        assert!(named.contains("runs on host2, host3: upgrade"), "{named}");
+        let changing = |who: u8, state: NodeState| {
+            move |number: u8, node: &mut Node| {
+                if number == who {
+                    node.mesh.next = Some(NextKey { key: WgKey([9; 32]), known: true });
+                    node.status.state = state;
+                }
+            }
+        };
+        let other = refusal(store(3, changing(2, NodeState::Ready))).expect("refused");
+        assert!(other.contains("node host2 changes its WireGuard key"), "{other}");
+        assert_eq!(refusal(store(3, changing(2, NodeState::Down))), None, "it may be away for ever");
+        assert_eq!(refusal(store(3, changing(1, NodeState::Ready))), None, "its own");
+    }
+}
