@@ -98,6 +98,7 @@ pub(super) mod tests {
             routes: HttpLabels::read(&labels).unwrap().routes,
             certificate: None,
             problems: Vec::new(),
+            holds: false,
             backends: Vec::new(),
         })
     }

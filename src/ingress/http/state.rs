@@ -2,7 +2,7 @@
 
 use super::counts::RouteCounts;
 use super::rates::RouteRates;
-use crate::model::Timestamp;
+use crate::model::{ServiceDemand, ServiceId, Timestamp};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -25,6 +25,9 @@ pub struct HttpStatus {
     pub connections: u64,
     /// Connections and requests that were cut or refused for what the client did, by reason.
     pub refused: BTreeMap<String, u64>,
+    /// Requests that come and that wait for a task, by service.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub demand: BTreeMap<ServiceId, ServiceDemand>,
 }
 
 /// A listener.

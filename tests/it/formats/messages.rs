@@ -7,11 +7,12 @@ use serde_json::Value;
 use skep::model::FormatRange;
 use skep::protocol::{FORMATS, FromJoiner, MembershipAnswer, ToJoiner, ToManager, ToNode, formats_in, formats_of_peer};
 
-const RECORDED: [(u32, &str); 4] = [
+const RECORDED: [(u32, &str); 5] = [
     (2, include_str!("messages-2.json")),
     (3, include_str!("messages-3.json")),
     (4, include_str!("messages-4.json")),
     (5, include_str!("messages-5.json")),
+    (6, include_str!("messages-6.json")),
 ];
 
 fn check<T: Serialize + DeserializeOwned>(format: u32, recorded: &Value, kind: &str) -> Vec<T> {
