@@ -168,6 +168,8 @@ impl EndedConnections {
     /// See [`listening`].
     pub fn watch(namespace: BorrowedFd<'_>) -> io::Result<Self> {
         let diag = SockDiag::open(namespace)?;
+        // The kernel gives a socket its number with the first request, and sends nothing to one without.
+        diag.listening_ports(Protocol::Tcp)?;
         diag.0.set_nonblocking(true)?;
         for group in wire::TCP_DESTROY_GROUPS {
             join_netlink_group(&diag.0, group)?;

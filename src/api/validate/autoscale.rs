@@ -51,7 +51,7 @@ fn check_zero(spec: &ServiceSpec, has_routes: bool) -> Result<()> {
     if routes.iter().any(|route| route.check.is_some()) {
         return refused(format_args!(
             "label {RANGE}={range}: the checks of its HTTP routes are connections, with which the service is never without one: leave \
-             them out (skep.http.check, or Traefik's healthcheck), or let the range begin with 1"
+             them out (skep.http.check.path, or Traefik's healthcheck), or let the range begin with 1"
         ));
     }
     Ok(())
@@ -130,7 +130,7 @@ mod tests {
             (&[range][..], &net, &none, "nothing could wait for a task"),
             (&[range], &none, &udp, "port 53/udp has no connections"),
             (&[range, route], &none, &host, "port 80/tcp is published by the task itself"),
-            (&[range, route, ("skep.http.check", "/health")], &none, &none, "skep.http.check"),
+            (&[range, route, ("skep.http.check.path", "/health")], &none, &none, "skep.http.check.path"),
         ] {
             let message = message(&spec(labels, networks, ports));
             assert!(message.contains(RANGE) && message.contains(why), "{message}");
