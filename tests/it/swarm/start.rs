@@ -104,6 +104,12 @@ pub async fn kill_tasks(host: &Host) -> Vec<String> {
     let line = "{{.State.Pid}}";
     let pids = skep::lab::output(host.engine_cli().args(["inspect", "-f", line]).args(&ids)).await.expect("pids");
     host.run(&format!("kill -9 {}", pids.replace('\n', " "))).await.expect("killed");
+    within(10, "the engine to see it", || async {
+        let now = skep::lab::output(host.engine_cli().args(["inspect", "-f", line]).args(&ids)).await?;
+        anyhow::ensure!(now.lines().zip(pids.lines()).all(|(now, before)| now != before), "{now}");
+        Ok(())
+    })
+    .await;
     ids
 }
 
