@@ -4,13 +4,16 @@
 //! datagrams; [`ebpf`] decides what the kernel programs do and keeps their maps accordingly; [`readiness`] finds out which
 //! containers listen. None of them knows the others.
 
+pub mod demand;
 pub mod ebpf;
 pub mod http;
 pub mod load;
 pub mod readiness;
 pub mod userspace;
+pub mod waiting;
 
 pub use userspace::UserspaceSettings;
+pub use waiting::WaitingRoom;
 
 use crate::model::{IpFamily, Protocol};
 use serde::{Deserialize, Serialize};

@@ -18,7 +18,7 @@ pub mod view_stream;
 
 use crate::model::FormatRange;
 
-pub use agreement::{BACKENDS, KEY_PROOF, NoCommonFormat, PIECES, agree, format_in_refusal, formats_in, formats_of_peer};
+pub use agreement::{BACKENDS, DEMAND, KEY_PROOF, NoCommonFormat, PIECES, agree, format_in_refusal, formats_in, formats_of_peer};
 pub use certificate::{RenewalAnswer, RenewalRefused, RenewalRequest, RenewedCertificate};
 pub use join::{FromJoiner, JoinRefused, JoinReply, JoinRequest, KeyAnswer, Proof, ToJoiner};
 pub use key_change::{FromKeyChanger, KeyChangeRequest, ToKeyChanger};
@@ -27,8 +27,9 @@ pub use session::{ToManager, ToNode};
 
 /// Formats of the protocol that this build speaks. 2: views are sent whole. 3: views travel in pieces, nodes report troubles.
 /// 4: a joiner proves that it has the private key of its tunnel. 5: backends travel one by one, views are compressed, nodes say that a
-/// view does not fit theirs, that they restart, and what their plain containers need.
-pub const FORMATS: FormatRange = FormatRange::new(2, BACKENDS);
+/// view does not fit theirs, that they restart, and what their plain containers need. 6: nodes report the demand for services that are
+/// scaled by load.
+pub const FORMATS: FormatRange = FormatRange::new(2, DEMAND);
 /// The newest format that this build speaks.
 pub const FORMAT: u32 = FORMATS.newest;
 /// Largest frame between members, in bytes.

@@ -1,6 +1,7 @@
 //! From what was posted to specs: refuses what the real server refuses, in its words, and what skep does not support
 //! yet; fills in the server's defaults. Pure.
 
+mod autoscale;
 mod change;
 mod container;
 mod http;
@@ -18,6 +19,7 @@ mod resources;
 mod service;
 mod swarm;
 
+pub use autoscale::warnings as autoscale_warnings;
 pub use change::replaces_tasks;
 pub use http::http_labels;
 pub use name::{network_name, random_name};

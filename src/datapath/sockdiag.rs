@@ -7,6 +7,7 @@
 mod wire;
 
 use super::netns;
+use super::sockets::join_netlink_group;
 use crate::model::Listens;
 use crate::model::Protocol;
 use std::collections::BTreeSet;
@@ -126,21 +127,77 @@ pub fn first_listener(namespace: BorrowedFd<'_>, address: Ipv4Addr) -> io::Resul
     Ok(None)
 }
 
-/// Number of established TCP connections to ports of the namespace that have a listener, without those over loopback. The cost grows
-/// with the number of connections.
-///
-/// # Errors
-/// See [`listening`].
-pub fn accepted(namespace: BorrowedFd<'_>) -> io::Result<u32> {
-    let diag = SockDiag::open(namespace)?;
-    let ports = diag.listening_ports(Protocol::Tcp)?;
-    let mut count = 0;
-    for request in [wire::V4, wire::V6].into_iter().filter_map(wire::established_request) {
-        let found = diag.request(&request)?.unwrap_or_default();
-        let accepted = found.iter().filter(|s| ports.contains(&s.port()) && !s.remote().ip().is_loopback());
-        count += u32::try_from(accepted.count()).unwrap_or(u32::MAX);
+/// TCP connections to ports of a namespace that have a listener.
+#[derive(Clone, PartialEq, Eq, Default, Debug)]
+pub struct AcceptedConnections {
+    /// The ports.
+    pub ports: BTreeSet<u16>,
+    /// Connections that are established, without those over loopback.
+    pub established: u32,
+}
+
+impl AcceptedConnections {
+    /// Reads them. The cost grows with the number of connections.
+    ///
+    /// # Errors
+    /// See [`listening`].
+    pub fn read(namespace: BorrowedFd<'_>) -> io::Result<Self> {
+        let diag = SockDiag::open(namespace)?;
+        let ports = diag.listening_ports(Protocol::Tcp)?;
+        let mut established = 0;
+        for request in [wire::V4, wire::V6].into_iter().filter_map(wire::established_request) {
+            let found = diag.request(&request)?.unwrap_or_default();
+            let accepted = found.iter().filter(|socket| is_accepted(socket, &ports));
+            established += u32::try_from(accepted.count()).unwrap_or(u32::MAX);
+        }
+        Ok(Self { ports, established })
     }
-    Ok(count)
+}
+
+fn is_accepted(socket: &wire::InetSocket, ports: &BTreeSet<u16>) -> bool {
+    ports.contains(&socket.port()) && !socket.remote().ip().is_loopback()
+}
+
+/// The ends of a namespace's TCP connections from now on, however short they were.
+pub struct EndedConnections(SockDiag);
+
+impl EndedConnections {
+    /// Watches a namespace: the kernel says of each socket that it is gone.
+    ///
+    /// # Errors
+    /// See [`listening`].
+    pub fn watch(namespace: BorrowedFd<'_>) -> io::Result<Self> {
+        let diag = SockDiag::open(namespace)?;
+        // The kernel gives a socket its number with the first request, and sends nothing to one without.
+        diag.listening_ports(Protocol::Tcp)?;
+        diag.0.set_nonblocking(true)?;
+        for group in wire::TCP_DESTROY_GROUPS {
+            join_netlink_group(&diag.0, group)?;
+        }
+        Ok(Self(diag))
+    }
+
+    /// Whether a connection to one of these ports has ended since the last call, not over loopback. Also if there were more than the
+    /// kernel keeps.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn any(&mut self, ports: &BTreeSet<u16>) -> io::Result<bool> {
+        use io::Read as _;
+        let (mut any, mut buffer) = (false, vec![0; REPLY_BUFFER]);
+        loop {
+            match (&self.0.0).read(&mut buffer) {
+                Ok(length) => {
+                    let mut ended = Vec::new();
+                    wire::read(&buffer[..length], &mut ended)?;
+                    any |= ended.iter().any(|socket| is_accepted(socket, ports));
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(any),
+                Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => any = true,
+                Err(error) => return Err(error),
+            }
+        }
+    }
 }
 
 /// Destroys the namespace's TCP connections and connected UDP sockets whose remote address is one of these, also in

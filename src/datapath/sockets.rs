@@ -71,6 +71,14 @@ pub fn set_refusing(socket: &impl AsFd, refuse: bool) -> io::Result<()> {
     set(socket, libc::SOL_SOCKET, libc::SO_BINDTOIFINDEX, if refuse { NO_INTERFACE } else { 0 })
 }
 
+/// Makes a netlink socket receive what the kernel sends to a group.
+///
+/// # Errors
+/// The kernel's.
+pub(super) fn join_netlink_group(socket: &impl AsFd, group: libc::c_int) -> io::Result<()> {
+    set(socket, libc::SOL_NETLINK, libc::NETLINK_ADD_MEMBERSHIP, group)
+}
+
 #[expect(unsafe_code, reason = "no crate at hand offers IP_BIND_ADDRESS_NO_PORT and SO_BINDTOIFINDEX")]
 fn set(socket: &impl AsFd, level: libc::c_int, option: libc::c_int, value: libc::c_int) -> io::Result<()> {
     let size = libc::socklen_t::try_from(size_of_val(&value)).map_err(io::Error::other)?;

@@ -1,16 +1,21 @@
 //! Counts the established TCP connections of this node's tasks whose services are scaled by load, and publishes the counts when they
 //! change by more than a sixteenth. What counts is what a task has accepted on ports on which it listens, whichever way it came: by
 //! a published port, a virtual address, or the task's own. Connections over loopback, as health checks make them, are left out.
+//!
+//! A service that may be scaled to 0 must not lose its last task to clients that are there for less than the pause between two counts:
+//! the kernel says of each of its connections when it has ended.
 
-use crate::datapath::{Sandbox, netns, sockdiag};
-use crate::model::{NodeView, Task, TaskId};
+use crate::datapath::sockdiag::{AcceptedConnections, EndedConnections};
+use crate::datapath::{Sandbox, netns};
+use crate::model::{NodeView, ServiceId, Task, TaskId};
 use crate::sync::replace_if_changed;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
 use std::net::Ipv4Addr;
 use std::os::fd::AsFd as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -18,10 +23,21 @@ use tokio_util::sync::CancellationToken;
 const PAUSE: Duration = Duration::from_secs(2);
 /// A change of less than one part in so many is not reported.
 const COARSENESS: u32 = 16;
+/// How long a task counts as in use after a connection has ended, so that the leader sees it, however short the connection was.
+const IN_USE: Duration = Duration::from_secs(6);
+
+/// A container whose connections are counted.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct CountedTask {
+    /// Of its namespace.
+    pub path: PathBuf,
+    /// Its service may be scaled to 0.
+    pub to_zero: bool,
+}
 
 /// The namespaces of the tasks that are counted. Pure.
 #[must_use]
-pub fn counted(view: &NodeView, sandboxes: &[Sandbox]) -> BTreeMap<TaskId, PathBuf> {
+pub fn counted(view: &NodeView, sandboxes: &[Sandbox]) -> BTreeMap<TaskId, CountedTask> {
     if view.cluster.counted.is_empty() {
         return BTreeMap::new();
     }
@@ -30,9 +46,13 @@ pub fn counted(view: &NodeView, sandboxes: &[Sandbox]) -> BTreeMap<TaskId, PathB
     let paths: BTreeMap<(Ipv4Addr, Ipv4Addr), &PathBuf> = sandboxes.iter().flat_map(places).collect();
     let is_counted =
         |task: &&Arc<Task>| task.is_wanted() && !task.status.state.is_final() && view.cluster.counted.contains(&task.service_id);
+    let of_ports = view.cluster.ports.iter().filter(|port| port.holds).map(|port| &port.service_id);
+    let of_routes = view.cluster.http.iter().filter(|service| service.holds).map(|service| &service.service_id);
+    let to_zero: BTreeSet<&ServiceId> = of_ports.chain(of_routes).collect();
     let path = |task: &Arc<Task>| {
         let mut places = task.attachments.iter().map(|a| (a.address.trunc().addr(), a.address.addr()));
-        places.find_map(|place| paths.get(&place)).map(|path| (task.id.clone(), (*path).clone()))
+        let path = places.find_map(|place| paths.get(&place))?;
+        Some((task.id.clone(), CountedTask { path: (*path).clone(), to_zero: to_zero.contains(&task.service_id) }))
     };
     view.tasks.by_id.values().filter(is_counted).filter_map(path).collect()
 }
@@ -55,11 +75,12 @@ pub async fn run(
     loads: watch::Sender<BTreeMap<TaskId, u32>>,
     shutdown: CancellationToken,
 ) {
+    let mut uses = BTreeMap::new();
     loop {
         let current = view.borrow_and_update().clone();
         let tasks = current.map(|view| counted(&view, &sandboxes.borrow())).unwrap_or_default();
         let is_idle = tasks.is_empty();
-        let counts = if is_idle { BTreeMap::new() } else { count(tasks).await };
+        let counts = if is_idle { BTreeMap::new() } else { count(tasks, &mut uses).await };
         let next = coarse(&loads.borrow(), counts);
         replace_if_changed(&loads, next);
         tokio::select! {
@@ -71,23 +92,59 @@ pub async fn run(
     }
 }
 
-async fn count(tasks: BTreeMap<TaskId, PathBuf>) -> BTreeMap<TaskId, u32> {
+/// When a task was in use, seen by the ends of its connections.
+struct TaskUse {
+    path: PathBuf,
+    ended: EndedConnections,
+    last: Instant,
+}
+
+impl TaskUse {
+    /// What was before is not known: it may have been in use.
+    fn watch(path: &Path, now: Instant) -> io::Result<Self> {
+        let ended = EndedConnections::watch(netns::of_container(path)?.as_fd())?;
+        Ok(Self { path: path.to_owned(), ended, last: now })
+    }
+
+    /// What is counted if there are so many connections now.
+    fn count(&mut self, accepted: &AcceptedConnections, now: Instant) -> io::Result<u32> {
+        if self.ended.any(&accepted.ports)? {
+            self.last = now;
+        }
+        let in_use = now.duration_since(self.last) < IN_USE;
+        Ok(accepted.established.max(in_use.into()))
+    }
+}
+
+async fn count(tasks: BTreeMap<TaskId, CountedTask>, uses: &mut BTreeMap<TaskId, TaskUse>) -> BTreeMap<TaskId, u32> {
+    let mut watched = std::mem::take(uses);
     let counting = tokio::task::spawn_blocking(move || {
-        let count = |path: &PathBuf| {
-            let namespace = netns::of_container(path)?;
-            sockdiag::accepted(namespace.as_fd())
+        let now = Instant::now();
+        watched.retain(|id, of_task| tasks.get(id).is_some_and(|task| task.to_zero && task.path == of_task.path));
+        let mut count = |id: &TaskId, task: &CountedTask| {
+            let accepted = AcceptedConnections::read(netns::of_container(&task.path)?.as_fd())?;
+            if !task.to_zero {
+                return Ok(accepted.established);
+            }
+            if !watched.contains_key(id) {
+                watched.insert(id.clone(), TaskUse::watch(&task.path, now)?);
+            }
+            watched.get_mut(id).map_or(Ok(accepted.established), |of_task| of_task.count(&accepted, now))
         };
-        let counted = tasks.into_iter().filter_map(|(id, path)| match count(&path) {
-            Ok(count) => Some((id, count)),
+        let counted = tasks.iter().filter_map(|(id, task)| match count(id, task) {
+            Ok(count) => Some((id.clone(), count)),
             // A container that exits has none any more.
             Err(error) => {
+                let error: io::Error = error;
                 tracing::debug!(task = %id, %error, "cannot count the container's connections");
                 None
             }
         });
-        counted.collect()
+        (counted.collect(), watched)
     });
-    counting.await.unwrap_or_default()
+    let (counts, watched) = counting.await.unwrap_or_default();
+    *uses = watched;
+    counts
 }
 
 #[cfg(test)]
@@ -95,7 +152,7 @@ mod tests {
     use super::*;
     use crate::model::fixture;
     use crate::model::task::Attachment;
-    use crate::model::view::{ClusterPart, Tasks};
+    use crate::model::view::{ClusterPart, PublishedPort, Tasks};
     use ipnet::Ipv4Net;
 
     #[test]
@@ -117,7 +174,11 @@ mod tests {
             address: address.into(),
         };
         let sandboxes = [sandbox("/one", [172, 20, 1, 5]), sandbox("/two", [172, 20, 1, 6])];
-        assert_eq!(counted(&view, &sandboxes), [("t1".into(), "/one".into())].into());
+        let one = CountedTask { path: "/one".into(), to_zero: false };
+        assert_eq!(counted(&view, &sandboxes), [("t1".into(), one.clone())].into());
+        let port = PublishedPort { holds: true, ..fixture::published_port(8080, 80, &[]) };
+        Arc::make_mut(&mut view.cluster).ports = vec![Arc::new(port)];
+        assert_eq!(counted(&view, &sandboxes), [("t1".into(), CountedTask { to_zero: true, ..one })].into());
         view.cluster = Arc::new(fixture::cluster_part(vec![fixture::peer(1)]));
         assert!(counted(&view, &sandboxes).is_empty());
     }

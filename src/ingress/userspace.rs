@@ -18,7 +18,8 @@ pub mod rotation;
 
 pub use reconciler::run;
 
-use super::{HeldPorts, PortStatus};
+use super::waiting::WAIT;
+use super::{HeldPorts, PortStatus, WaitingRoom};
 use crate::datapath::Sockets;
 use crate::model::{NodeView, Revision};
 use std::sync::Arc;
@@ -47,6 +48,8 @@ pub struct UserspaceSettings {
     pub flow_idle: Duration,
     /// How long replies of a backend are still forwarded after its flows moved to another backend.
     pub flow_linger: Duration,
+    /// How long a connection waits for a task of a service that may have none.
+    pub hold: Duration,
     /// Idle time after which the kernel sends TCP keepalive probes. An idle connection is closed only if an end is gone.
     pub keepalive: Duration,
     /// The slow tick: failed listeners are tried again, counters published.
@@ -65,6 +68,7 @@ impl Default for UserspaceSettings {
             max_flows_per_source: 4_096,
             flow_idle: Duration::from_mins(1),
             flow_linger: Duration::from_secs(2),
+            hold: WAIT,
             keepalive: Duration::from_mins(1),
             tick: Duration::from_secs(1),
         }
@@ -80,6 +84,8 @@ pub struct UserspaceChannels {
     pub status: watch::Sender<Vec<PortStatus>>,
     /// `None` until the listeners of a first view were opened.
     pub held: watch::Sender<Option<Arc<HeldPorts>>>,
+    /// Where connections wait for a task of their service.
+    pub waiting: Arc<WaitingRoom>,
 }
 
 /// Makes sockets in the two network namespaces.

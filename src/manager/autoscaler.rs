@@ -1,13 +1,13 @@
-//! Has the number of replicas of services with the label `skep.autoscale` follow their connections. Nodes report how many each
-//! task has (`ingress::load`); the leader keeps that in memory, and decides with [`LoadWindow`]. A decision is a write like a scale by
-//! a user, with its reason.
+//! Has the number of replicas of services with the label `skep.autoscale` follow their connections and requests. Nodes report how many
+//! connections each task has (`ingress::load`), and what they see of clients (`ingress::demand`); the leader keeps that in memory, and
+//! decides with [`LoadWindow`]. A decision is a write like a scale by a user, with its reason.
 
 mod window;
 
-pub use window::{LoadWindow, ServiceLoad, WINDOW};
+pub use window::{LoadWindow, ScalingDecision, ServiceLoad, WINDOW};
 
 use crate::model::autoscale::{AutoscaleLabels, Scaling};
-use crate::model::{Service, ServiceId, TaskId, TaskState, Timestamp};
+use crate::model::{Demand, Service, ServiceId, TaskId, TaskState, Timestamp};
 use crate::store::{Action, FieldUpdate, Store};
 use std::collections::BTreeMap;
 
@@ -22,13 +22,15 @@ pub type TaskLoads = BTreeMap<TaskId, u32>;
 #[derive(Default)]
 pub struct Autoscaler {
     loads: TaskLoads,
+    demand: Demand,
     windows: BTreeMap<ServiceId, LoadWindow>,
 }
 
 impl Autoscaler {
     /// Takes the newest reports.
-    pub fn observe(&mut self, loads: TaskLoads) {
+    pub fn observe(&mut self, loads: TaskLoads, demand: Demand) {
         self.loads = loads;
+        self.demand = demand;
     }
 
     /// True if time alone may lead to a decision.
@@ -45,11 +47,12 @@ impl Autoscaler {
         let mut actions = Vec::new();
         for service in store.autoscaled_services() {
             let Some(labels) = labels_of(service) else { continue };
-            let load = load_of(service, store, &self.loads);
+            let load = load_of(service, store, &self.loads, &self.demand);
             let window = self.windows.entry(service.id.clone()).or_insert_with(|| LoadWindow::new(now));
-            let Some(to) = window.decide(&load, labels, now) else { continue };
-            let scaling =
-                Scaling { at: now, from: load.replicas, to, connections: load.connections, per_replica: labels.connections };
+            let Some(ScalingDecision { to, reason }) = window.decide(&load, labels, now) else { continue };
+            let connections = load.connections.saturating_add(load.waiting);
+            let per_replica = labels.connections.unwrap_or(0);
+            let scaling = Scaling { at: now, from: load.replicas, to, connections, per_replica, reason };
             actions.push(Action::Set(FieldUpdate::ServiceReplicas { id: service.id.clone(), scaling: Box::new(scaling) }));
         }
         actions
@@ -63,14 +66,18 @@ fn labels_of(service: &Service) -> Option<AutoscaleLabels> {
 }
 
 /// What the tasks of a service have. Those on their way out are not counted: their clients come back to the others.
-fn load_of(service: &Service, store: &Store, loads: &TaskLoads) -> ServiceLoad {
+fn load_of(service: &Service, store: &Store, loads: &TaskLoads, demand: &Demand) -> ServiceLoad {
     let running = store.tasks_of_service(&service.id).filter(|t| t.is_wanted() && t.status.state == TaskState::Running);
     let counts: Vec<Option<u32>> = running.map(|task| loads.get(&task.id).copied()).collect();
     let is_updating = service.update.as_ref().is_some_and(|update| update.state.is_active());
+    let of_clients = demand.of(&service.id);
     ServiceLoad {
         replicas: service.spec.mode.replicas(),
         connections: counts.iter().flatten().map(|count| u64::from(*count)).sum(),
-        is_known: !counts.is_empty() && !is_updating && counts.iter().all(Option::is_some),
+        request_tenths: of_clients.request_tenths,
+        waiting: of_clients.waiting,
+        tasks_known: !counts.is_empty() && !is_updating && counts.iter().all(Option::is_some),
+        demand_known: demand.complete,
     }
 }
 
@@ -107,12 +114,12 @@ mod tests {
         let mut store = store(&[(RANGE, "1..5"), (CONNECTIONS, "10")]);
         let mut scaler = Autoscaler::default();
         assert_eq!(scaler.plan(&store, Timestamp(5)), Vec::new());
-        scaler.observe([("t1".into(), 25), ("other".into(), 900)].into());
+        scaler.observe([("t1".into(), 25), ("other".into(), 900)].into(), Demand::default());
         let planned = scaler.plan(&store, Timestamp(6));
         let mut by_hand = store.clone();
         write(&mut store, planned.clone());
         assert_eq!(replicas(&store), 3);
-        let scaling = Scaling { at: Timestamp(6), from: 1, to: 3, connections: 25, per_replica: 10 };
+        let scaling = Scaling { at: Timestamp(6), from: 1, to: 3, connections: 25, per_replica: 10, reason: None };
         assert_eq!(store.service(&"web".into()).expect("web").scalings, [scaling]);
         assert_eq!(scaler.plan(&store, Timestamp(7)), Vec::new(), "it is as it should be");
 
@@ -131,7 +138,7 @@ mod tests {
             let cluster = store.cluster().expect("a cluster").clone();
             write(&mut store, vec![Action::update(Cluster { feature_level: level, ..cluster })]);
             let mut scaler = Autoscaler::default();
-            scaler.observe([("t1".into(), 90)].into());
+            scaler.observe([("t1".into(), 90)].into(), Demand::default());
             assert_eq!(scaler.plan(&store, Timestamp(6)), Vec::new());
         }
     }
@@ -141,12 +148,14 @@ mod tests {
         let store = store(&[(RANGE, "1..5"), (CONNECTIONS, "10")]);
         let service = store.service(&"web".into()).expect("web");
         let load = |loads: &[(&str, u32)]| {
-            load_of(service, &store, &loads.iter().map(|(id, load)| ((*id).into(), *load)).collect()).is_known
+            let loads = loads.iter().map(|(id, load)| ((*id).into(), *load)).collect();
+            load_of(service, &store, &loads, &Demand::default()).tasks_known
         };
         assert!(load(&[("t1", 0)]) && !load(&[("t2", 5)]));
         let mut stopping = store.clone();
         let task = Task { desired_state: TaskState::Shutdown, ..store.task(&"t1".into()).expect("t1").clone() };
         write(&mut stopping, vec![Action::update(task)]);
-        assert_eq!(load_of(service, &stopping, &[("t1".into(), 7)].into()).connections, 0, "it is on its way out");
+        let load = load_of(service, &stopping, &[("t1".into(), 7)].into(), &Demand::default());
+        assert_eq!(load.connections, 0, "it is on its way out");
     }
 }

@@ -3,7 +3,7 @@
 use crate::model::id::ID_LEN;
 use crate::model::mesh::DEFAULT_PORT;
 use crate::model::node::NodeDescription;
-use crate::model::{ContainerAttachment, ListeningPort, NodeId, TaskStatus};
+use crate::model::{ContainerAttachment, Demand, ListeningPort, NodeId, ServiceId, TaskStatus, autoscale};
 use crate::store::Store;
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
@@ -52,6 +52,14 @@ pub fn status(mut status: TaskStatus) -> TaskStatus {
         cut(&mut port.name, NAME);
     }
     status
+}
+
+/// Demand for services that are scaled by load: of others it is of no use.
+#[must_use]
+pub fn demand(store: &Store, mut demand: Demand) -> Demand {
+    let is_scaled = |id: &ServiceId| store.service(id).is_some_and(|service| service.spec.labels.contains_key(autoscale::RANGE));
+    demand.services.retain(|id, _| is_scaled(id));
+    demand
 }
 
 /// A task's listening ports, bounded.

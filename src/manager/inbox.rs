@@ -59,6 +59,7 @@ impl Inbox {
                     ToManager::Load(all) => {
                         reports.loads = Some(all.into_iter().filter(|(id, _)| is_here(id)).collect());
                     }
+                    ToManager::Demand(demand) => reports.demand = Some(bounds::demand(store, demand)),
                     ToManager::Behind { have } => reports.behind = Some(have),
                     hello @ ToManager::Hello { .. } => reports.hello = node_hello(store, &node, hello),
                     // The liveness core keeps these.

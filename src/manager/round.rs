@@ -13,7 +13,7 @@ use super::settings::ManagerSettings;
 use super::transaction_draft::TransactionDraft;
 use super::transaction_limits::{LeftOutObject, ObjectKey, TransactionLimits};
 use super::{feature_level, payload_keys, reaper, root_rotation};
-use crate::model::{Timestamp, UnwrittenObject};
+use crate::model::{Demand, Timestamp, UnwrittenObject};
 use crate::store::{Action, Store};
 use rand::SeedableRng;
 use rand::rngs::StdRng;
@@ -62,9 +62,9 @@ impl RoundPlanner {
         }
     }
 
-    /// Takes what nodes have reported of the connections of tasks.
-    pub fn observe_loads(&mut self, loads: TaskLoads) {
-        self.autoscaler.observe(loads);
+    /// Takes what nodes have reported of the connections of tasks, and of clients.
+    pub fn observe_loads(&mut self, loads: TaskLoads, demand: Demand) {
+        self.autoscaler.observe(loads, demand);
     }
 
     /// Actions to write now; empty if there is nothing to do. `reports` are the dispatcher's actions on the same snapshot;

@@ -83,7 +83,7 @@ impl Term {
         if self.round_due && may_write {
             self.round_due = false;
             let reports = self.dispatcher.plan(&self.store, now);
-            self.planner.observe_loads(self.dispatcher.loads());
+            self.planner.observe_loads(self.dispatcher.loads(), self.dispatcher.demand());
             let actions = self.planner.round(&self.store, reports, self.dispatcher.lowest_applied(now), now);
             write = (!actions.is_empty()).then(|| Transaction::new(now, actions).planned_from(self.store.index()));
         }

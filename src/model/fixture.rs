@@ -167,6 +167,7 @@ pub fn published_port(published: u16, target: u16, backends: &[Ipv4Addr]) -> Pub
         backends: backends.iter().map(backend).collect(),
         affinity: false,
         allow: Vec::new(),
+        holds: false,
     }
 }
 

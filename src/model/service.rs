@@ -2,7 +2,7 @@
 //! posted. Fields of Docker's spec that are not implemented are missing: the API refuses them by name.
 
 use super::{
-    autoscale::{self, Scaling},
+    autoscale::{self, AutoscaleLabels, Scaling},
     http::HttpLabels,
     id::{NetworkId, ServiceId},
     meta::Meta,
@@ -202,6 +202,11 @@ impl ServiceSpec {
         ports.sort_unstable();
         ports.dedup();
         ports
+    }
+    /// Its labels say that it may have no task while no client connects to it.
+    #[must_use]
+    pub fn reaches_zero(&self) -> bool {
+        matches!(AutoscaleLabels::read(&self.labels), Ok(Some(labels)) if labels.reaches_zero())
     }
     fn publishes_on_ingress(&self) -> bool {
         self.endpoint_spec.as_ref().is_some_and(|e| e.ports.iter().any(|p| p.publish_mode == PublishMode::Ingress))

@@ -313,6 +313,9 @@ pub struct PublishedPort {
     /// Source prefixes that may use the port, sorted; every source if empty.
     #[serde(default)]
     pub allow: Vec<IpNet>,
+    /// The service may have no task: its connections wait for one. (Views of older managers do not say.)
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub holds: bool,
 }
 
 /// A task that receives traffic.

@@ -13,8 +13,8 @@ use crate::dns::{self, DnsChannels, DnsCounts, DnsSettings};
 use crate::ingress::ebpf::{EbpfChannels, EbpfStatus, EbpfTiming};
 use crate::ingress::http::{HttpAccessLog, HttpChannels, HttpLimits, HttpOptions, HttpPorts, HttpProcessConfig, HttpStatus};
 use crate::ingress::userspace::{UserspaceChannels, UserspaceSockets};
-use crate::ingress::{self, HeldPorts, PortStatus, UserspaceSettings};
-use crate::model::{ListeningPort, NodeId, NodeView, Revision, TaskId, TaskStatus};
+use crate::ingress::{self, HeldPorts, PortStatus, UserspaceSettings, WaitingRoom};
+use crate::model::{Demand, ListeningPort, NodeId, NodeView, Revision, TaskId, TaskStatus};
 use crate::settings::{AccessLog, AccessLogFormat, HttpSettings, Settings};
 use crate::sync::replace_if_changed;
 use anyhow::Context as _;
@@ -149,6 +149,8 @@ pub(super) struct RunningLoops {
     pub listens: mpsc::Receiver<(TaskId, Vec<ListeningPort>)>,
     /// Connections of its tasks whose services are scaled by load.
     pub loads: watch::Receiver<BTreeMap<TaskId, u32>>,
+    /// What is seen of the clients of these services.
+    pub demand: watch::Receiver<Demand>,
     /// Whether the engine answers the agent.
     pub engine_answers: watch::Receiver<bool>,
 }
@@ -163,13 +165,15 @@ pub(super) fn start(context: &LoopContext, network: &MeshNetwork) -> anyhow::Res
     let (held_sender, held) = watch::channel(None);
     let RunningEbpf { ready, status: ebpf, prepared } = start_ebpf(context, network, held, &mut applied);
     let names = start_dns(context, ready, &mut applied);
-    let ports = start_userspace(context, held_sender, &mut applied);
+    let waiting = WaitingRoom::new();
+    let ports = start_userspace(context, held_sender, &waiting, &mut applied);
     let http = start_http(context, &mut applied)?;
     let AgentReports { statuses, engine_answers } = start_agent(context, &mut applied)?;
     let listens = start_readiness(context, prepared);
     let loads = start_load(context);
+    let demand = start_demand(context, &waiting, &http);
     start_attachments(context);
-    Ok(RunningLoops { applied, ports, ebpf, http, names, statuses, listens, loads, engine_answers })
+    Ok(RunningLoops { applied, ports, ebpf, http, names, statuses, listens, loads, demand, engine_answers })
 }
 
 /// What the eBPF datapath's loop publishes.
@@ -229,13 +233,14 @@ fn start_dns(context: &LoopContext, ready: watch::Receiver<VipReadiness>, applie
 fn start_userspace(
     context: &LoopContext,
     held: watch::Sender<Option<Arc<HeldPorts>>>,
+    waiting: &Arc<WaitingRoom>,
     applied: &mut AppliedRevisions,
 ) -> watch::Receiver<Vec<PortStatus>> {
     let (status, ports) = watch::channel(Vec::new());
-    let (context, applied) = (context.clone(), applied.channel(Loop::Ports));
+    let (context, applied, waiting) = (context.clone(), applied.channel(Loop::Ports), waiting.clone());
     context.supervisor.clone().keep(Loop::Ports.name(), move || {
         let (applied, status, held) = (applied.clone(), status.clone(), held.clone());
-        let channels = UserspaceChannels { view: context.view(), applied, status, held };
+        let channels = UserspaceChannels { view: context.view(), applied, status, held, waiting: waiting.clone() };
         let sockets = UserspaceSockets { host: Arc::new(HereSockets), mesh: context.mesh.clone() };
         let settings = userspace_settings(&context.env.settings);
         ingress::userspace::run(channels, context.me.clone(), sockets, settings, context.stop())
@@ -327,6 +332,20 @@ fn start_load(context: &LoopContext) -> watch::Receiver<BTreeMap<TaskId, u32>> {
         .clone()
         .keep("load", move || ingress::load::run(context.view(), context.env.joined.clone(), sender.clone(), context.stop()));
     loads
+}
+
+/// What is seen of clients: no revision to wait for.
+fn start_demand(
+    context: &LoopContext,
+    waiting: &Arc<WaitingRoom>,
+    http: &watch::Receiver<HttpStatus>,
+) -> watch::Receiver<Demand> {
+    let (sender, demand) = watch::channel(Demand::default());
+    let (context, waiting, http) = (context.clone(), waiting.clone(), http.clone());
+    context.supervisor.clone().keep("demand", move || {
+        ingress::demand::run(context.view(), waiting.subscribe(), http.clone(), sender.clone(), context.stop())
+    });
+    demand
 }
 
 /// Plain containers on networks: no revision to wait for, the driver answers the engine.

@@ -103,7 +103,7 @@ impl Member {
         let unless_started = (context.stop().drop_guard(), network.stop_unless_started());
         let trust = network.view.borrow().as_ref().and_then(|view| view.cluster.trust.clone());
         let (identity_sender, identity) = watch::channel(Arc::new(identity.trusting(trust)));
-        let RunningLoops { applied, ports, ebpf, http, names, statuses, listens, loads, engine_answers } =
+        let RunningLoops { applied, ports, ebpf, http, names, statuses, listens, loads, demand, engine_answers } =
             loops::start(&context, &network)?;
         let current = Arc::new(CurrentMembership::new(env.state_dir.clone(), membership.clone()));
         let engine = start_engine_watch(&context, &current, engine_answers).await;
@@ -118,7 +118,8 @@ impl Member {
         let stop = context.stop();
         context.supervisor.keep("troubles", move || troubles::run(sources.clone(), troubles_sender.clone(), stop.clone()));
         let (description, troubles_now) = (engine.description, troubles.clone());
-        let reports = LoopReports { applied: applied.receivers(), statuses, listens, loads, troubles: troubles_now, description };
+        let reports =
+            LoopReports { applied: applied.receivers(), statuses, listens, loads, demand, troubles: troubles_now, description };
         let session = session::start(&context, &current, identity.clone(), reports)?;
         let logs = Arc::new(TaskLogs::start(&context, &membership, &identity));
         let recovery = Arc::new(RecoveryWindow::default());

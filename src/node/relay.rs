@@ -2,7 +2,7 @@
 //! statuses and listening ports are reported, and all of them again at the start of each session.
 
 use super::troubles::Troubles;
-use crate::model::{ContainerAttachment, ListeningPort, NodeView, TaskId, TaskStatus};
+use crate::model::{ContainerAttachment, Demand, ListeningPort, NodeView, TaskId, TaskStatus};
 use crate::protocol::view_delta::{self, ViewDelta};
 use crate::protocol::{ToManager, ToNode};
 use std::collections::BTreeMap;
@@ -19,6 +19,7 @@ pub(super) struct SessionRelay {
     pub statuses: mpsc::Receiver<(TaskId, TaskStatus)>,
     pub listens: mpsc::Receiver<(TaskId, Vec<ListeningPort>)>,
     pub loads: watch::Receiver<BTreeMap<TaskId, u32>>,
+    pub demand: watch::Receiver<Demand>,
     pub troubles: watch::Receiver<Troubles>,
     pub attachments: watch::Receiver<Vec<ContainerAttachment>>,
 }
@@ -54,6 +55,7 @@ impl SessionRelay {
                 Ok(()) = self.troubles.changed() => self.report_troubles().await,
                 Ok(()) = self.attachments.changed() => self.report_attachments().await,
                 Ok(()) = self.loads.changed() => self.report_loads().await,
+                Ok(()) = self.demand.changed() => self.report_demand().await,
                 Some(first) = self.listens.recv() => {
                     let batch = listens.record(first, &mut self.listens);
                     let _ = self.outgoing.send(ToManager::Listens(batch)).await;
@@ -77,6 +79,12 @@ impl SessionRelay {
         self.report_troubles().await;
         self.report_attachments().await;
         self.report_loads().await;
+        self.report_demand().await;
+    }
+
+    async fn report_demand(&self) {
+        let demand = self.demand.borrow().clone();
+        let _ = self.outgoing.send(ToManager::Demand(demand)).await;
     }
 
     async fn report_loads(&self) {
@@ -180,9 +188,11 @@ mod tests {
             let (_troubles, troubles) = watch::channel(Troubles::new());
             let (_attachments, attachments) = watch::channel(Vec::new());
             let (_loads, loads) = watch::channel(BTreeMap::new());
+            let (_demand, demand) = watch::channel(Demand::default());
             let (delivered, is_delivered) = watch::channel(false);
             let relay = tokio::spawn(
-                SessionRelay { view, delivered, incoming, outgoing, statuses, listens, loads, troubles, attachments }.run(),
+                SessionRelay { view, delivered, incoming, outgoing, statuses, listens, loads, demand, troubles, attachments }
+                    .run(),
             );
             let before = seen.borrow().clone();
             let revision = crate::model::Revision { index, ..have };
@@ -217,10 +227,11 @@ mod tests {
         let (_troubles, troubles) = watch::channel(Troubles::new());
         let (_attachments, attachments) = watch::channel(Vec::new());
         let (_loads, loads) = watch::channel(BTreeMap::new());
+        let (_demand, demand) = watch::channel(Demand::default());
         let (delivered, mut is_delivered) = watch::channel(false);
         let revision = seen.borrow().as_ref().unwrap().revision;
         let relay = tokio::spawn(
-            SessionRelay { view, delivered, incoming, outgoing, statuses, listens, loads, troubles, attachments }.run(),
+            SessionRelay { view, delivered, incoming, outgoing, statuses, listens, loads, demand, troubles, attachments }.run(),
         );
         to_relay.send(ToNode::View { revision, tasks: None, networks: None, cluster: None }).await.unwrap();
         is_delivered.wait_for(|is| *is).await.unwrap();

@@ -9,7 +9,7 @@ use super::state_dir::MembershipFile;
 use super::troubles::Troubles;
 use crate::model::mesh::{DEFAULT_PORT, node_address};
 use crate::model::node::NodeDescription;
-use crate::model::{ListeningPort, NodeView, Revision, TaskId, TaskStatus};
+use crate::model::{Demand, ListeningPort, NodeView, Revision, TaskId, TaskStatus};
 use crate::protocol::{FORMATS, ToManager, ToNode};
 use crate::rpc::{NodeAt, SessionChannels, SessionConfig, SessionEnd, SessionState, keep_session};
 use crate::sync::replace_if_changed;
@@ -28,6 +28,8 @@ pub(super) struct LoopReports {
     pub listens: mpsc::Receiver<(TaskId, Vec<ListeningPort>)>,
     /// Connections by task.
     pub loads: watch::Receiver<BTreeMap<TaskId, u32>>,
+    /// What is seen of clients.
+    pub demand: watch::Receiver<Demand>,
     pub troubles: watch::Receiver<Troubles>,
     pub description: watch::Receiver<NodeDescription>,
 }
@@ -51,7 +53,7 @@ pub(super) fn start(
     reports: LoopReports,
 ) -> anyhow::Result<RunningSession> {
     let membership = &current.get();
-    let LoopReports { applied, statuses, listens, loads, troubles, description } = reports;
+    let LoopReports { applied, statuses, listens, loads, demand, troubles, description } = reports;
     let env = &context.env;
     let (lowest_sender, lowest) = watch::channel(Revision::default());
     context.supervisor.once("revisions", AppliedRevisions::publish_lowest(applied, lowest_sender));
@@ -71,8 +73,18 @@ pub(super) fn start(
     let (view, relay_outgoing) = (context.view.clone(), outgoing.clone());
     let attachments = env.attachments.wanted();
     let delivered = context.has_session_view.clone();
-    let relay =
-        SessionRelay { view, delivered, incoming, outgoing: relay_outgoing, statuses, listens, loads, troubles, attachments };
+    let relay = SessionRelay {
+        view,
+        delivered,
+        incoming,
+        outgoing: relay_outgoing,
+        statuses,
+        listens,
+        loads,
+        demand,
+        troubles,
+        attachments,
+    };
     context.supervisor.once("relay", relay.run());
 
     let (has_session, mut of_session) = (context.has_session.clone(), state.clone());

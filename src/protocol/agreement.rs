@@ -14,6 +14,9 @@ pub const KEY_PROOF: u32 = 4;
 /// [`super::ToManager::Behind`], [`super::ToManager::Restarting`], [`super::ToManager::Attachments`] and [`super::ToManager::Load`].
 pub const BACKENDS: u32 = 5;
 
+/// First format with [`super::ToManager::Demand`].
+pub const DEMAND: u32 = 6;
+
 /// A manager and a node have no format in common.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error, Serialize, Deserialize)]
 #[error("the manager speaks protocol {manager}, this node {node}: upgrade skep on {}", to_upgrade(*.manager, *.node))]

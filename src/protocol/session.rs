@@ -1,9 +1,9 @@
 //! Messages of a session, between a node and the leader.
 
 use super::view_piece::ViewPiece;
-use super::{BACKENDS, PIECES};
+use super::{BACKENDS, DEMAND, PIECES};
 use crate::model::{
-    ContainerAttachment, FormatRange, ListeningPort, Revision, TaskId, TaskStatus,
+    ContainerAttachment, Demand, FormatRange, ListeningPort, Revision, TaskId, TaskStatus,
     node::NodeDescription,
     view::{ClusterPart, Networks, Tasks},
 };
@@ -46,6 +46,8 @@ pub enum ToManager {
     /// Established connections of its tasks whose services are scaled by load: all of them, again when they change and in each session.
     /// A task that is not in it was not counted.
     Load(Vec<(TaskId, u32)>),
+    /// What the node sees of the clients of services that are scaled by load: all of it, again when it changes and in each session.
+    Demand(Demand),
     /// The node could not apply a view that it was sent: that is older than the one that it has, or has no base there. A node that is
     /// ahead follows a later state than the managers have; any other gets its whole view.
     Behind {
@@ -68,6 +70,7 @@ impl ToManager {
         match self {
             Self::Troubles(_) => format >= PIECES,
             Self::Attachments(_) | Self::Load(_) | Self::Behind { .. } | Self::Restarting { .. } => format >= BACKENDS,
+            Self::Demand(_) => format >= DEMAND,
             Self::Hello { .. } | Self::Heartbeat { .. } | Self::Status(_) | Self::Listens(_) | Self::Leave => true,
         }
     }

@@ -233,6 +233,7 @@ fn shallow_port(port: &PublishedPort) -> PublishedPort {
         backends: Vec::new(),
         affinity: port.affinity,
         allow: port.allow.clone(),
+        holds: port.holds,
     }
 }
 
@@ -610,6 +611,7 @@ mod tests {
                 routes: vec![route],
                 certificate: None,
                 problems: Vec::new(),
+                holds: true,
                 backends: (0..u32::from(backends)).map(backend).collect(),
             })
         };

@@ -161,6 +161,7 @@ impl Ingress {
                 routes: labels.routes,
                 certificate: secret,
                 problems: Vec::new(),
+                holds: false,
                 backends: site.tasks.into_iter().map(backend).collect(),
             }));
         }

@@ -1,7 +1,7 @@
 //! Socket diagnostics of the kernel (root needed), for sockets in namespaces that the tests create.
 
 use super::overlay::fixture::{Namespace, TestDir, test_dir};
-use skep::datapath::sockdiag::{destroy, first_listener, listening};
+use skep::datapath::sockdiag::{AcceptedConnections, EndedConnections, destroy, first_listener, listening};
 use skep::model::Listens;
 use skep::model::Protocol::{self, Tcp, Udp};
 use socket2::{Domain, Socket, Type};
@@ -135,6 +135,46 @@ async fn a_listener_of_another_namespace_is_not_found_and_a_connection_is_no_lis
     drop(listener);
     assert_eq!(listens(&namespace, Tcp, 80), NONE);
     drop((client, accepted));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn accepted_connections_are_counted_and_their_end_is_seen_however_short_they_were() {
+    let (_dir, namespace) = with_addresses("ended").await;
+    let file = File::open(namespace.path()).expect("namespace");
+    let accepted = || AcceptedConnections::read(file.as_fd()).expect("a reply of the kernel");
+    let listeners = ["10.9.0.1:80", "127.0.0.1:80", "[fd00:9::1]:80"].map(|at| bound(&namespace, Type::STREAM, at, true));
+    let mut ended = EndedConnections::watch(file.as_fd()).expect("watches");
+    let ports = accepted().ports;
+    assert_eq!(ports, [80].into());
+    let visit = |at: &str| {
+        let address: SocketAddr = at.parse().expect("address");
+        let client = namespace.inside(|| TcpStream::connect(address)).expect("connects");
+        let listener = listeners.iter().find(|l| l.local_addr().is_ok_and(|a| a.as_socket() == Some(address))).expect("one");
+        (client, listener.accept().expect("accepts"))
+    };
+    let mut any = || ended.any(&ports).expect("the kernel says");
+    for at in ["10.9.0.1:80", "[fd00:9::1]:80"] {
+        let open = visit(at);
+        assert_eq!(accepted().established, 1, "{at}");
+        assert!(!any(), "{at} is open");
+        drop(open);
+        let until = std::time::Instant::now() + Duration::from_secs(5);
+        while !any() {
+            assert!(std::time::Instant::now() < until, "{at}: nothing was said of its end");
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(accepted().established, 0, "{at}");
+    }
+    // A health check.
+    let check = visit("127.0.0.1:80");
+    assert_eq!(accepted().established, 0);
+    drop(check);
+    let elsewhere = bound(&namespace, Type::STREAM, "10.9.0.2:81", false);
+    drop(elsewhere);
+    for _ in 0..20 {
+        assert!(!any());
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
 }
 
 /// Both sockets of a connection.

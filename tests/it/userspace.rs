@@ -12,7 +12,7 @@ mod under_load;
 use backend::Backends;
 use skep::datapath::{Sockets as _, sockets::HereSockets};
 use skep::ingress::userspace::{UserspaceChannels, UserspaceSockets, run};
-use skep::ingress::{PortState, PortStatus, UserspaceSettings};
+use skep::ingress::{PortState, PortStatus, UserspaceSettings, WaitingRoom};
 use skep::model::fixture::{cluster_part, node_view, peer, published_port};
 use skep::model::view::{ClusterPart, Peer, PublishedPort};
 use skep::model::{NodeView, Protocol, Revision};
@@ -79,6 +79,7 @@ struct UserspaceLoop {
     view: watch::Sender<Option<Arc<NodeView>>>,
     applied: watch::Receiver<Revision>,
     status: watch::Receiver<Vec<PortStatus>>,
+    waiting: Arc<WaitingRoom>,
     shutdown: CancellationToken,
     done: tokio::task::JoinHandle<()>,
 }
@@ -91,15 +92,17 @@ impl UserspaceLoop {
         let (applied_sender, applied) = watch::channel(Revision::default());
         let (status_sender, status) = watch::channel(Vec::new());
         let shutdown = CancellationToken::new();
+        let waiting = WaitingRoom::new();
         let channels = UserspaceChannels {
             view: view_receiver,
             applied: applied_sender,
             status: status_sender,
             held: watch::channel(None).0,
+            waiting: waiting.clone(),
         };
         let sockets = UserspaceSockets { host: Arc::new(HereSockets), mesh: Arc::new(HereSockets) };
         let done = tokio::spawn(run(channels, "me".into(), sockets, settings, shutdown.clone()));
-        Self { net, index: 0, view, applied, status, shutdown, done }
+        Self { net, index: 0, view, applied, status, waiting, shutdown, done }
     }
     /// Publishes a view with these ports and waits until it is applied.
     async fn publish(&mut self, ports: Vec<PublishedPort>) {
@@ -110,6 +113,15 @@ impl UserspaceLoop {
         let revision = view.revision;
         self.view.send_replace(Some(Arc::new(view)));
         tokio::time::timeout(5 * SECOND, self.applied.wait_for(|r| *r == revision)).await.expect("not applied").unwrap();
+    }
+    /// Waits until so many connections wait for a task.
+    async fn waiting(&self, count: u64) {
+        let mut waiting = self.waiting.subscribe();
+        let is_so = waiting.wait_for(|waiting| waiting.values().sum::<u64>() == count);
+        tokio::time::timeout(5 * SECOND, is_so)
+            .await
+            .unwrap_or_else(|_| panic!("not {count}: {:?}", self.waiting.read()))
+            .unwrap();
     }
     /// Waits until the status of a port fulfils a condition.
     async fn status(&mut self, port: u16, what: &str, condition: impl Fn(&PortStatus) -> bool) -> PortStatus {

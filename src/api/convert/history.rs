@@ -2,7 +2,6 @@
 //! as tasks are kept (`docker swarm update --task-history-limit`).
 
 use crate::api::wire::HistoryEntry;
-use crate::model::autoscale::Scaling;
 use crate::model::{Service, Task, TaskState, Timestamp};
 use crate::store::Store;
 
@@ -22,14 +21,7 @@ pub fn history(service: &Service, store: &Store) -> Vec<HistoryEntry> {
     if let Some(job) = service.job.filter(|job| job.iteration > 0) {
         all.push(of_service("run", job.last_execution, format!("run {} of the job", job.iteration)));
     }
-    all.extend(service.scalings.iter().map(|scaling| {
-        let Scaling { at, from, to, connections, per_replica } = scaling;
-        of_service(
-            "scaled",
-            *at,
-            format!("{from} to {to} replicas by load: {connections} connections, {per_replica} per replica"),
-        )
-    }));
+    all.extend(service.scalings.iter().map(|scaling| of_service("scaled", scaling.at, scaling.why())));
     all.extend(store.tasks_of_service(&service.id).flat_map(|task| of_task(task, store)));
     all.sort_by_key(|entry| entry.at);
     all

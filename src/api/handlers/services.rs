@@ -93,7 +93,9 @@ pub async fn create(request: &ApiRequest) -> Result<Response> {
         scalings: Vec::new(),
     };
     let conditions = conditions(&service.spec, None, &store);
-    let warnings = [validate::small_networks(&service.spec, None, &store), http_warnings].concat();
+    let warnings =
+        [validate::small_networks(&service.spec, None, &store), http_warnings, validate::autoscale_warnings(&service.spec)]
+            .concat();
     let warnings = Some(warnings).filter(|warnings| !warnings.is_empty());
     handle.propose(Transaction::new(now, vec![Action::create(service)]).require(conditions)).await?;
     json(StatusCode::CREATED, &json!({ "ID": id, "Warnings": warnings }))
@@ -212,7 +214,8 @@ pub async fn update(request: &ApiRequest, reference: &str) -> Result<Response> {
     let rollback = request.query.get("rollback") == "previous";
     let replaces_tasks = !spec.mode.is_job() && validate::replaces_tasks(&stored.spec, &spec);
     let stays_paused = !replaces_tasks && !rollback && stored.update.as_ref().is_some_and(|update| update.state.is_paused());
-    let mut warnings = [validate::small_networks(&spec, Some(&stored.id), &store), http_warnings].concat();
+    let small_networks = validate::small_networks(&spec, Some(&stored.id), &store);
+    let mut warnings = [small_networks, http_warnings, validate::autoscale_warnings(&spec)].concat();
     if stays_paused {
         warnings.push(format!(
             "the update of service {} stays paused, because this change replaces no task: docker service update --force goes on with \

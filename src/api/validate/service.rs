@@ -2,12 +2,11 @@
 
 use super::json::{items, list, lowercase};
 use super::name::object_name;
-use super::{container, placement, ports, resources};
+use super::{autoscale, container, placement, ports, resources};
 use crate::api::error::{ApiError, Result};
 use crate::api::query::quote;
 use crate::api::schema::{self, SERVICE_SPEC};
 use crate::model::Nanos;
-use crate::model::autoscale::{self, AutoscaleLabels};
 use crate::model::port_labels::{ALLOW, MOST_SOURCES_OF_SERVICE, PortLabels};
 use crate::model::service::{EndpointMode, ServiceMode, ServiceSpec, UpdateConfig};
 use crate::model::task::TaskSpec;
@@ -148,8 +147,7 @@ pub fn service(spec: &ServiceSpec) -> Result<()> {
     for config in [&spec.update_config, &spec.rollback_config].into_iter().flatten() {
         check_update_config(config)?;
     }
-    AutoscaleLabels::check(&spec.labels, &spec.mode).map_err(ApiError::invalid_argument)?;
-    autoscaled_networks(spec)?;
+    autoscale::check(spec)?;
     let labels = PortLabels::read(&spec.labels).map_err(ApiError::invalid_argument)?;
     allow_list(&labels, ports::ingress_count(spec))?;
     ports::endpoint(spec)
@@ -215,19 +213,6 @@ pub fn predefined_networks(spec: &ServiceSpec) -> Result<()> {
         return refused("a service on it publishes its ports in mode host, or has them open on its nodes");
     }
     Ok(())
-}
-
-/// Refuses to scale by load what the mesh does not see: its connections are counted on networks of the swarm.
-fn autoscaled_networks(spec: &ServiceSpec) -> Result<()> {
-    let is_scaled = spec.labels.contains_key(autoscale::RANGE);
-    if !is_scaled || spec.wants_ingress() || spec.task_template.swarm_networks().next().is_some() {
-        return Ok(());
-    }
-    Err(ApiError::invalid_argument(format!(
-        "label {}: the service is on no network of the swarm and publishes no port through the routing mesh, so that its connections \
-         cannot be counted: add --network or --publish",
-        autoscale::RANGE
-    )))
 }
 
 #[cfg(test)]
@@ -315,27 +300,6 @@ mod tests {
             let error = with_label(key, value).unwrap_err();
             assert_eq!(error.status.as_u16(), 400);
             assert!(error.message.contains(key) && error.message.contains(expected), "{error}");
-        }
-    }
-
-    #[test]
-    fn what_the_mesh_does_not_see_is_not_scaled_by_load() {
-        let with = |networks: Value, ports: Value| {
-            let labels = json!({ "skep.autoscale": "1..5", "skep.autoscale.connections": "9" });
-            let task = json!({"ContainerSpec": {"Image": "lab"}, "Networks": networks});
-            let posted = json!({"Name": "web", "Labels": labels, "TaskTemplate": task, "EndpointSpec": {"Ports": ports}});
-            autoscaled_networks(&read(posted).unwrap())
-        };
-        with(json!([{"Target": "net1"}]), json!([])).unwrap();
-        with(json!([]), json!([{"TargetPort": 80}])).unwrap();
-        for (networks, ports) in [
-            (json!([]), json!([])),
-            (json!([{"Target": crate::model::PredefinedNetwork::Host.id()}]), json!([])),
-            (json!([]), json!([{"TargetPort": 80, "PublishedPort": 8000, "PublishMode": "host"}])),
-        ] {
-            let error = with(networks, ports).unwrap_err();
-            assert_eq!(error.status.as_u16(), 400);
-            assert!(error.message.contains("skep.autoscale") && error.message.contains("--network"), "{error}");
         }
     }
 

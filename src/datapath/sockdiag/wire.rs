@@ -8,6 +8,9 @@ use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 pub const V4: u8 = 2;
 pub const V6: u8 = 10;
 
+/// Multicast groups of TCP sockets that are destroyed (`SKNLGRP_INET_TCP_DESTROY` and `SKNLGRP_INET6_TCP_DESTROY`).
+pub const TCP_DESTROY_GROUPS: [i32; 2] = [1, 3];
+
 const SOCK_DIAG_BY_FAMILY: u16 = 20;
 const SOCK_DESTROY: u16 = 21;
 const NLMSG_ERROR: u16 = 2;

@@ -123,6 +123,7 @@ pub(super) mod tests {
             routes: HttpLabels::read(&labels).unwrap().routes,
             certificate: None,
             problems: Vec::new(),
+            holds: false,
             backends: Vec::new(),
         })
     }

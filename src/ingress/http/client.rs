@@ -128,6 +128,15 @@ impl HttpProcess {
         timeout(REPLY, self.client.get("/state")).await?.and_then(|reply| reply.json())
     }
 
+    /// Returns when another number of requests waits for a task, or the process does not say.
+    pub(super) async fn waiting_changed(&self) {
+        match self.client.get("/waiting").await.and_then(|reply| reply.ok()) {
+            Ok(()) => {}
+            // What else is wrong shows elsewhere.
+            Err(_) => std::future::pending().await,
+        }
+    }
+
     /// Lets it end when its clients have their answers.
     pub(super) async fn drain(&self) -> anyhow::Result<()> {
         timeout(REPLY, self.client.request("POST", "/drain", None)).await?.and_then(|reply| reply.ok())

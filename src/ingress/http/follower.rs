@@ -61,8 +61,14 @@ pub async fn run(
         }
         let pause = if failures > 0 { RETRY.pause(failures) } else { TICK };
         let process = follower.process.clone();
+        let waits = async {
+            match &process {
+                Some(process) => process.waiting_changed().await,
+                None => std::future::pending().await,
+            }
+        };
         let ended = async {
-            match process {
+            match &process {
                 Some(process) => process.ended().await,
                 None => std::future::pending().await,
             }
@@ -71,6 +77,7 @@ pub async fn run(
             () = shutdown.cancelled() => return,
             changed = channels.view.changed() => if changed.is_err() { return },
             () = ended => follower.process = None,
+            () = waits => {}
             () = tokio::time::sleep(pause) => {}
         }
     }

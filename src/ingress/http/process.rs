@@ -158,6 +158,7 @@ fn router(control: Arc<HttpControl>) -> Router {
         .route("/hello", get(hello))
         .route("/table", put(apply).get(async |State(control): State<Arc<HttpControl>>| Json(control.server.table())))
         .route("/state", get(async |State(control): State<Arc<HttpControl>>| Json(control.server.status())))
+        .route("/waiting", get(async |State(control): State<Arc<HttpControl>>| control.server.waiting_changed().await))
         .route("/drain", post(drain))
         .route("/end", get(async || std::future::pending::<()>().await))
         .layer(DefaultBodyLimit::disable())

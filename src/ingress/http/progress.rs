@@ -197,6 +197,15 @@ pub(super) fn head_seen(body: ExpectedBody) {
     });
 }
 
+/// The request waits for a task: its body is asked for later.
+pub(super) fn task_awaited() {
+    let _ = CURRENT.try_with(|progress| {
+        let now = progress.now();
+        progress.head_at.store(now, Ordering::Relaxed);
+        progress.last_at.store(now, Ordering::Relaxed);
+    });
+}
+
 /// A part of the body was read.
 pub(super) fn body_read(bytes: usize, end: bool) {
     let _ = CURRENT.try_with(|progress| {

@@ -1,14 +1,14 @@
 //! What the daemon and the process say to each other: HTTP and JSON on the process's socket.
 //!
 //! `GET /hello` identifies the process; `PUT /table` replaces its table; `GET /table` is for the process that takes over;
-//! `GET /state` reports; `POST /drain` ends it, when its clients have their answers; `GET /end` is answered by its end.
+//! `GET /state` reports; `GET /waiting` is answered when another number of requests waits for a task; `POST /drain` ends it, when its clients have their answers; `GET /end` is answered by its end.
 
 use serde::{Deserialize, Serialize};
 use std::os::fd::RawFd;
 use std::path::{Path, PathBuf};
 
 /// Incremented when a request or an answer changes its meaning: a process with another number is replaced.
-pub(super) const PROTOCOL: u32 = 1;
+pub(super) const PROTOCOL: u32 = 2;
 
 /// Identifies the process. Read of any build of skep: what is missing has its default, what is unknown is ignored.
 #[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]

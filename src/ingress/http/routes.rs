@@ -104,6 +104,14 @@ impl Routes {
         self.claims.push(claim);
     }
 
+    /// The same route in this table, with the tasks that there are now.
+    pub fn again(&self, route: &ServedRoute) -> Option<Arc<ServedRoute>> {
+        let mut all = self.claims.iter().flat_map(|claim| &claim.choices);
+        let is_it =
+            |other: &&Arc<ServedRoute>| other.service.service_id == route.service.service_id && other.route == route.route;
+        all.find(is_it).cloned()
+    }
+
     /// A route of the service of this name.
     pub fn of_service(&self, name: &str) -> Option<Arc<ServedRoute>> {
         self.by_service.get(name).cloned()

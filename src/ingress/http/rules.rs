@@ -13,7 +13,9 @@ use super::mirror::Mirror;
 use super::refusals::{HttpRefusal, HttpRefusals};
 use super::reply::{Reply, no_task, redirect, too_large};
 use super::routes::{Claim, Routes, ServedRoute};
-use super::{access_log, credentials, forwarded, guard, path, rewriting};
+use super::{access_log, credentials, forwarded, guard, path, progress, rewriting};
+use crate::ingress::WaitingRoom;
+use crate::ingress::waiting::WAIT;
 use crate::model::http::HttpBackend;
 use arc_swap::ArcSwap;
 use axum::http::header::HOST;
@@ -25,11 +27,15 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
 use std::time::Duration;
+use tokio::sync::Notify;
+use tokio::time::{Instant, timeout};
 
 /// Tasks that are tried, if none can be connected to.
 const MOST_TRIED: usize = 4;
 /// A client that takes nothing of its answer for so long is cut.
 pub(super) const STALLED: Duration = Duration::from_mins(1);
+/// Pause between looks at a route that waits for a task; a change of the table is seen at once.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
 /// What the rules read.
 pub(super) struct IngressState {
@@ -43,6 +49,10 @@ pub(super) struct IngressState {
     pub limits: Arc<ArcSwap<HttpLimits>>,
     pub refusals: Arc<HttpRefusals>,
     pub mirror: Arc<Mirror>,
+    /// Where requests wait for a task of their service.
+    pub waiting: Arc<WaitingRoom>,
+    /// The routes were replaced.
+    pub rerouted: Notify,
     /// Connections are closed with their next answer.
     pub draining: AtomicBool,
     /// Where clients are redirected to for TLS; 0: nowhere.
@@ -316,6 +326,7 @@ impl IngressState {
         if route.route.body.zip(announced(request)).is_some_and(|(most, length)| length > most) {
             return Err(too_large());
         }
+        let route = if route.ready == 0 && route.service.holds { self.wait_for_task(route, context).await? } else { route };
         if route.backends.is_empty() && !route.route.dashboard {
             return Err(no_task(&route));
         }
@@ -323,6 +334,33 @@ impl IngressState {
             context.stays_with = cookie(request, &route.route.sticky).map(str::to_owned);
         }
         Ok(Some(()))
+    }
+
+    /// The route once its service has a task that listens, or after the time that a request waits for one.
+    async fn wait_for_task(&self, mut route: Arc<ServedRoute>, context: &mut RequestContext) -> Result<Arc<ServedRoute>, Reply> {
+        let Some(_waiting) = self.waiting.enter(&route.service.service_id) else {
+            let why = format!("as many requests wait for a task of {} as may", route.service.service_name);
+            return Err(Reply::new(503, why).with("retry-after", "5"));
+        };
+        let until = Instant::now() + WAIT;
+        while route.ready == 0 && Instant::now() < until {
+            // Its body is not read meanwhile, which is no fault of the client.
+            progress::task_awaited();
+            let rerouted = self.rerouted.notified();
+            // The table may have changed since the route was looked up.
+            let Some(now) = self.routes.load().again(&route) else { return Err(no_task(&route)) };
+            route = now;
+            if route.ready == 0 {
+                let _ = timeout(LOOK_AGAIN.min(until - Instant::now()), rerouted).await;
+            }
+        }
+        context.route = Some(route.clone());
+        if route.backends.is_empty() {
+            let (name, seconds) = (&route.service.service_name, WAIT.as_secs());
+            let why = format!("{name} had no task, and none was ready within {seconds} s: docker service ps {name} says why");
+            return Err(Reply::new(503, why).with("retry-after", "5"));
+        }
+        Ok(route)
     }
 
     /// Whether requests are lines of the access log.

@@ -17,6 +17,8 @@ use super::rules::IngressState;
 use super::state::{HttpRouteStatus, HttpStatus};
 use super::table::{HttpPorts, HttpTable};
 use crate::datapath::Sockets;
+use crate::ingress::WaitingRoom;
+use crate::model::{ServiceDemand, ServiceId};
 use crate::sync::lock;
 use arc_swap::ArcSwap;
 use pingora::apps::HttpServerApp as _;
@@ -75,6 +77,8 @@ impl HttpServer {
             limits: limits.clone(),
             refusals: refusals.clone(),
             mirror: Arc::new(Mirror::new(connector.clone())),
+            waiting: WaitingRoom::new(),
+            rerouted: Notify::new(),
             draining: AtomicBool::new(false),
             redirect_port: AtomicU16::new(0),
             began: Instant::now(),
@@ -109,6 +113,7 @@ impl HttpServer {
         self.state.challenges.set(&table.challenges);
         let routes = Routes::new(&table, &self.state.routes.load());
         self.state.routes.store(Arc::new(routes));
+        self.state.rerouted.notify_waiters();
         self.changed.notify_one();
         self.state.access_log.store(Arc::new(table.access_log));
         self.state.limits.store(Arc::new(table.limits.clone()));
@@ -162,11 +167,18 @@ impl HttpServer {
     pub fn status(&self) -> HttpStatus {
         let routes = self.state.routes.load();
         let (table, now) = (lock(&self.table), Instant::now());
-        let mut all = Vec::new();
+        // A route on both listeners is one.
+        let (mut all, mut seen) = (Vec::new(), BTreeSet::new());
+        let mut requests = BTreeMap::<ServiceId, u64>::new();
         for claim in &routes.claims {
             for route in &claim.choices {
+                if !seen.insert((&claim.host, &claim.prefix, &route.service.service_id)) {
+                    continue;
+                }
                 let (secret, counts) = (route.service.certificate.as_ref(), route.counters.read());
                 let (certificate, certificate_end) = self.state.certificates.describe(secret, table.issued_for(&claim.host));
+                let rates = route.counters.window.rates(now, &counts);
+                *requests.entry(route.service.service_id.clone()).or_default() += rates.tenths_per_second();
                 all.push(HttpRouteStatus {
                     host: claim.host.clone(),
                     prefix: claim.prefix.clone(),
@@ -177,16 +189,20 @@ impl HttpServer {
                     certificate_end,
                     left_out: route.health.left_out(&route.backends).iter().map(ToString::to_string).collect(),
                     in_flight: route.load.in_flight(),
-                    rates: route.counters.window.rates(now, &counts),
+                    rates,
                     counts,
                     exemplars: route.counters.exemplars.read(),
                 });
             }
         }
-        // A route on both listeners is one.
-        let mut seen = BTreeSet::new();
-        all.retain(|route| seen.insert((route.host.clone(), route.prefix.clone(), route.service.clone())));
+        let of_requests = requests.into_iter().filter(|(_, tenths)| *tenths > 0);
+        let mut demand: BTreeMap<ServiceId, ServiceDemand> =
+            of_requests.map(|(id, request_tenths)| (id, ServiceDemand { request_tenths, waiting: 0 })).collect();
+        for (id, waiting) in self.state.waiting.read() {
+            demand.entry(id).or_default().waiting = waiting;
+        }
         HttpStatus {
+            demand,
             pid: Some(std::process::id()),
             error: String::new(),
             listeners: lock(&self.listeners).status(),
@@ -197,6 +213,11 @@ impl HttpServer {
             refused: self.state.refusals.read(),
             log_lines_dropped: self.state.log_lines.dropped(),
         }
+    }
+
+    /// Returns when the number of requests that wait for a task changes.
+    pub async fn waiting_changed(&self) {
+        let _ = self.state.waiting.subscribe().changed().await;
     }
 
     /// Accepts no more.

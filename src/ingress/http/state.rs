@@ -3,7 +3,7 @@
 use super::counts::RouteCounts;
 use super::exemplars::HttpExemplar;
 use super::rates::RouteRates;
-use crate::model::Timestamp;
+use crate::model::{ServiceDemand, ServiceId, Timestamp};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -28,6 +28,9 @@ pub struct HttpStatus {
     pub refused: BTreeMap<String, u64>,
     /// Lines of the access log for which there was no room, because its reader stalls or is gone.
     pub log_lines_dropped: u64,
+    /// Requests that come and that wait for a task, by service.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub demand: BTreeMap<ServiceId, ServiceDemand>,
 }
 
 /// A listener.

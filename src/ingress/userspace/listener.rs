@@ -10,7 +10,7 @@ use super::proxy;
 use super::room::ConnectionRoom;
 use crate::datapath::sockets::set_refusing;
 use crate::datapath::{Sockets, udp::UdpPort};
-use crate::ingress::PortState;
+use crate::ingress::{PortState, WaitingRoom};
 use crate::model::{IpFamily, Protocol, view::PublishedPort};
 use rand::Rng;
 use std::collections::{BTreeMap, BTreeSet};
@@ -20,6 +20,7 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::net::TcpListener;
+use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, trace};
@@ -36,6 +37,7 @@ pub(super) struct NodeContext {
     pub connections: Arc<ConnectionRoom>,
     pub udp: Arc<UdpShared>,
     pub own_addresses: OwnAddresses,
+    pub waiting: Arc<WaitingRoom>,
     pub shutdown: CancellationToken,
 }
 
@@ -77,6 +79,8 @@ impl PortListener {
             room: Arc::clone(&context.connections),
             allow: SharedAllowList::default(),
             route: Mutex::default(),
+            waiting: Arc::clone(&context.waiting),
+            rerouted: Notify::new(),
         };
         Self {
             key,

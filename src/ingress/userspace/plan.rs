@@ -53,7 +53,8 @@ pub fn plan(desired: &[Arc<PublishedPort>], actual: &ActualPorts) -> Vec<PortSte
         }
         let refuses = current.is_some_and(|port| port.refuses);
         // Before it listens, too: no client may find it open for a moment.
-        if wanted.backends.is_empty() != refuses {
+        let wants_refusal = wanted.backends.is_empty() && !wanted.holds;
+        if wants_refusal != refuses {
             steps.push(if refuses { PortStep::Serve(key) } else { PortStep::Refuse(key) });
         }
         for (family, open) in [(IpFamily::V4, current.is_some_and(|p| p.v4)), (IpFamily::V6, current.is_some_and(|p| p.v6))] {
@@ -126,6 +127,14 @@ mod tests {
         let refusing = |route| BTreeMap::from([((TCP, 80), ActualPort { route, v4: true, v6: true, refuses: true })]);
         assert_eq!(plan(&[port(80, 0)], &refusing(port(80, 0))), []);
         assert_eq!(plan(&[port(80, 1)], &refusing(port(80, 0))), [PortStep::Route(port(80, 1)), PortStep::Serve((TCP, 80))]);
+    }
+
+    #[test]
+    fn a_port_whose_connections_wait_for_a_task_is_open_without_one() {
+        let holding = || Arc::new(PublishedPort { holds: true, ..(*port(80, 0)).clone() });
+        let open = BTreeMap::from([actual(holding(), true, true)]);
+        assert_eq!(plan(&[holding()], &open), []);
+        assert_eq!(plan(&[port(80, 0)], &open), [PortStep::Route(port(80, 0)), PortStep::Refuse((TCP, 80))], "the label is gone");
     }
 
     #[test]

@@ -6,6 +6,9 @@ use super::plan::PortKey;
 use super::room::{ConnectionPermit, ConnectionRoom};
 use super::rotation::Rotation;
 use crate::datapath::Sockets;
+use crate::ingress::WaitingRoom;
+use crate::ingress::waiting::WaitingPlace;
+use crate::model::ServiceId;
 use crate::model::view::PublishedPort;
 use crate::sync::{lock, read};
 use rand::Rng;
@@ -14,6 +17,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, RwLock};
 use std::time::Instant;
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 /// The node's own addresses, shared by all ports.
@@ -44,6 +48,10 @@ pub(super) struct PortShared {
     /// From which sources new connections and datagrams are accepted.
     pub allow: SharedAllowList,
     pub route: Mutex<PortRoute>,
+    /// Where connections wait for a task.
+    pub waiting: Arc<WaitingRoom>,
+    /// `route` was changed.
+    pub rerouted: Notify,
 }
 
 /// Where new connections go.
@@ -55,6 +63,8 @@ pub(super) struct PortRoute {
     /// The address that containers see, this node's on the network `ingress`. `None`: nothing can be forwarded yet.
     source: Option<Ipv4Addr>,
     rotation: Rotation,
+    /// The service, if connections wait for a task of it.
+    holds: Option<ServiceId>,
 }
 
 impl PortShared {
@@ -64,12 +74,21 @@ impl PortShared {
         let target_changed = std::mem::replace(&mut route.target, wanted.target) != wanted.target;
         route.rotation.set(wanted.backends.iter().map(|b| b.address), rng);
         route.affinity = wanted.affinity;
+        route.holds = wanted.holds.then(|| wanted.service_id.clone());
+        drop(route);
+        self.rerouted.notify_waiters();
         target_changed
     }
 
     /// Accepts what `wanted` allows, and the node's own addresses as they are now.
     pub fn set_allow(&self, wanted: &PublishedPort) {
         self.allow.replace(AllowList::new(&wanted.allow, &read(&self.own_addresses)));
+    }
+
+    /// A place where a connection waits for a task. `None`: it does not, or there are too many.
+    pub fn wait(&self) -> Option<WaitingPlace> {
+        let service = lock(&self.route).holds.clone()?;
+        self.waiting.enter(&service)
     }
 
     pub fn set_source(&self, source: Option<Ipv4Addr>) {

@@ -7,6 +7,7 @@
 
 use super::port_state::PortShared;
 use crate::accept::keep_alive;
+use crate::ingress::waiting::RETRY;
 use socket2::SockRef;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -14,7 +15,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 use tokio::io::copy_bidirectional_with_sizes;
 use tokio::net::TcpStream;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use tracing::debug;
 
 /// Bytes buffered in each direction.
@@ -23,7 +24,7 @@ const BUFFER: usize = 16 * 1024;
 /// Carries `client` to a backend. Returns when both directions are closed, either end is reset, or the daemon shuts down.
 pub(super) async fn carry(mut client: TcpStream, peer: SocketAddr, shared: &PortShared) {
     let connected = tokio::select! {
-        connected = connect(peer.ip(), shared) => connected,
+        connected = connect_or_wait(&client, peer.ip(), shared) => connected,
         () = shared.shutdown.cancelled() => return reset_on_close(&client),
     };
     let Some(mut upstream) = connected else {
@@ -45,6 +46,36 @@ pub(super) async fn carry(mut client: TcpStream, peer: SocketAddr, shared: &Port
         debug!(%peer, %error, "connection broke");
         reset_on_close(&client);
         reset_on_close(&upstream);
+    }
+}
+
+/// Connects to a backend; where the service may have no task, as soon as one accepts.
+async fn connect_or_wait(client: &TcpStream, peer: IpAddr, shared: &PortShared) -> Option<TcpStream> {
+    if let Some(connected) = connect(peer, shared).await {
+        return Some(connected);
+    }
+    let _waiting = shared.wait()?;
+    let until = Instant::now() + shared.settings.hold;
+    while Instant::now() < until && !is_gone(client) {
+        // Before the attempt: a change that comes meanwhile is not missed.
+        let rerouted = shared.rerouted.notified();
+        if let Some(connected) = connect(peer, shared).await {
+            return Some(connected);
+        }
+        tokio::select! {
+            () = rerouted => {}
+            () = tokio::time::sleep(RETRY) => {}
+        }
+    }
+    debug!(%peer, "no task came in time for the connection that waited");
+    None
+}
+
+/// Whether the client has closed or reset its connection, and sent nothing before.
+fn is_gone(client: &TcpStream) -> bool {
+    match SockRef::from(client).peek(&mut [std::mem::MaybeUninit::uninit()]) {
+        Ok(length) => length == 0,
+        Err(error) => error.kind() != io::ErrorKind::WouldBlock,
     }
 }
 

@@ -36,6 +36,7 @@ pub async fn run(
         connections: ConnectionRoom::new(settings.max_connections, settings.max_connections_per_port),
         udp: UdpShared::new(limits),
         own_addresses: Arc::default(),
+        waiting: Arc::clone(&channels.waiting),
         settings: Arc::new(settings),
         shutdown,
     };

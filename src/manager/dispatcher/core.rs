@@ -10,7 +10,7 @@ use crate::manager::liveness::{LivenessSnapshot, NodeLiveness, Verdict};
 use crate::manager::lowest_applied::LowestApplied;
 use crate::manager::session::{Effect, SessionId};
 use crate::manager::settings::ManagerSettings;
-use crate::model::{ListeningPort, Node, NodeId, NodeState, PayloadId, Revision, Task, TaskId, TaskStatus, Timestamp};
+use crate::model::{Demand, ListeningPort, Node, NodeId, NodeState, PayloadId, Revision, Task, TaskId, TaskStatus, Timestamp};
 use crate::protocol::ToNode;
 use crate::store::Store;
 use std::collections::{BTreeMap, BTreeSet};
@@ -94,9 +94,24 @@ impl Dispatcher {
         live.min().unwrap_or_else(|| self.store.revision())
     }
 
-    /// Connections of the tasks that are counted, as their nodes reported them last.
+    /// Connections of the tasks that are counted, as their nodes reported them last in sessions that are open.
     pub fn loads(&self) -> BTreeMap<TaskId, u32> {
-        self.nodes.values().flat_map(|node| node.loads.iter().map(|(id, load)| (id.clone(), *load))).collect()
+        let connected = self.nodes.values().filter(|node| node.session.is_some());
+        connected.flat_map(|node| node.loads.iter().map(|(id, load)| (id.clone(), *load))).collect()
+    }
+
+    /// What all nodes see of the clients of services that are scaled by load. Complete if each that is not down has said so in a
+    /// session that is open.
+    pub fn demand(&self) -> Demand {
+        let mut all = Demand { complete: true, ..Demand::default() };
+        for node in self.store.nodes() {
+            let said = self.nodes.get(&node.id).filter(|node| node.session.is_some()).and_then(|node| node.demand.as_ref());
+            match said {
+                Some(demand) => all.add(demand),
+                None => all.complete &= matches!(node.status.state, NodeState::Down | NodeState::Disconnected),
+            }
+        }
+        all
     }
 
     /// [`Self::applied`], and the lowest revision of all nodes that may still follow an older view.
@@ -146,7 +161,7 @@ impl Dispatcher {
     }
 
     fn report(&mut self, id: &NodeId, reports: NodeReports) {
-        let NodeReports { statuses, listens, troubles, attachments, loads, hello, behind } = reports;
+        let NodeReports { statuses, listens, troubles, attachments, loads, demand, hello, behind } = reports;
         self.report_statuses(id, statuses);
         self.report_listening(id, listens);
         let Some(node) = self.nodes.get_mut(id) else { return };
@@ -158,6 +173,9 @@ impl Dispatcher {
         }
         if let Some(loads) = loads {
             node.loads = loads;
+        }
+        if demand.is_some() {
+            node.demand = demand;
         }
         if let Some(hello) = hello {
             node.hello = hello;

@@ -3,7 +3,7 @@
 use crate::manager::liveness::LivenessSnapshot;
 use crate::manager::session::SessionId;
 use crate::model::node::NodeDescription;
-use crate::model::{ContainerAttachment, ListeningPort, NodeId, Revision, TaskId, TaskStatus};
+use crate::model::{ContainerAttachment, Demand, ListeningPort, NodeId, Revision, TaskId, TaskStatus};
 use crate::store::Store;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -47,6 +47,8 @@ pub struct NodeReports {
     pub attachments: Option<Vec<ContainerAttachment>>,
     /// Connections of its tasks that are counted; all of them.
     pub loads: Option<BTreeMap<TaskId, u32>>,
+    /// What it sees of the clients of services that are scaled by load; all of it.
+    pub demand: Option<Demand>,
     /// The description has changed within the session.
     pub hello: Option<NodeHello>,
     /// The node has this revision and could not apply a view to it.
@@ -64,8 +66,8 @@ impl NodeReports {
 
     /// True if there is nothing to report.
     pub fn is_empty(&self) -> bool {
-        let Self { statuses, listens, troubles, attachments, loads, hello, behind } = self;
+        let Self { statuses, listens, troubles, attachments, loads, demand, hello, behind } = self;
         let observed = statuses.is_empty() && listens.is_empty() && troubles.is_none() && loads.is_none();
-        observed && attachments.is_none() && hello.is_none() && behind.is_none()
+        observed && attachments.is_none() && demand.is_none() && hello.is_none() && behind.is_none()
     }
 }

@@ -5,7 +5,7 @@ use super::unapplied_views::UnappliedViews;
 use super::view_index::VersionedNetworks;
 use crate::manager::session::SessionId;
 use crate::model::view::{ClusterPart, Tasks};
-use crate::model::{ContainerAttachment, NetworkId, Revision, TaskId, Timestamp};
+use crate::model::{ContainerAttachment, Demand, NetworkId, Revision, TaskId, Timestamp};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
@@ -35,6 +35,8 @@ pub(super) struct RegisteredNode {
     pub attachments: Option<Vec<ContainerAttachment>>,
     /// Connections of its tasks that are counted, as it reported them last in this session.
     pub loads: BTreeMap<TaskId, u32>,
+    /// What it sees of clients; `None` before it has said so in this session.
+    pub demand: Option<Demand>,
     pub tasks_sent_at: Timestamp,
     /// The node reported something since then that the tasks it was sent do not show.
     pub echo_due: bool,
@@ -54,6 +56,7 @@ impl RegisteredNode {
             troubles: BTreeMap::new(),
             attachments: None,
             loads: BTreeMap::new(),
+            demand: None,
             tasks_sent_at: now,
             echo_due: false,
             hello,

@@ -215,6 +215,7 @@ pub(super) fn ports<'a>(
             backends: backends.iter().map(backend).collect(),
             affinity: labels.affinity,
             allow: labels.allow.clone(),
+            holds: port.protocol == Protocol::Tcp && service.spec.reaches_zero(),
         })
     });
     port.collect()
@@ -257,6 +258,7 @@ pub(super) fn http<'a>(
         routes: labels.routes,
         certificate,
         problems,
+        holds: service.spec.reaches_zero(),
         backends: tasks.filter(|task| receives(store, task)).filter_map(backend).collect(),
     })
 }

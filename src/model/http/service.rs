@@ -19,6 +19,9 @@ pub struct HttpService {
     /// What of the service's labels is not carried out, for users.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub problems: Vec<String>,
+    /// The service may have no task: requests wait for one. (Views of older managers do not say.)
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub holds: bool,
     /// Running tasks with their `ingress` addresses, sorted by task id.
     pub backends: Vec<HttpBackend>,
 }

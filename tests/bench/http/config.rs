@@ -51,6 +51,7 @@ pub fn skep(routes: usize, ports: HttpPorts, pem: &str) -> HttpTable {
             routes: HttpLabels::read(&labels.into()).unwrap().routes,
             certificate: Some(secret.clone()),
             problems: Vec::new(),
+            holds: false,
             backends: vec![backend],
         })
     };

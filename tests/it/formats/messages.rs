@@ -11,11 +11,12 @@ use skep::protocol::{
     formats_of_peer,
 };
 
-pub const RECORDED: [(u32, &str); 4] = [
+pub const RECORDED: [(u32, &str); 5] = [
     (2, include_str!("messages-2.json")),
     (3, include_str!("messages-3.json")),
     (4, include_str!("messages-4.json")),
     (5, include_str!("messages-5.json")),
+    (6, include_str!("messages-6.json")),
 ];
 
 fn check<T: Serialize + DeserializeOwned>(format: u32, recorded: &Value, kind: &str) -> Vec<T> {

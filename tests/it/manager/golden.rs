@@ -9,7 +9,7 @@ use skep::manager::round_scope::RoundScope;
 use skep::manager::{LowestApplied, ManagerSettings, allocator, node_allocation, reaper, scheduler};
 use skep::model::service::{EndpointMode, EndpointSpec, Replicated};
 use skep::model::{Availability, NodeState, Revision, Task, TaskState, TaskStatus, Timestamp};
-use skep::store::{Action, Kind, Object, Store};
+use skep::store::{Action, FieldUpdate, Kind, Object, Store};
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::path::Path;
@@ -102,6 +102,7 @@ impl Script {
 
 fn line(store: &Store, action: &Action) -> String {
     match action {
+        Action::Set(FieldUpdate::ServiceReplicas { id, scaling }) => format!("scale {id}: {}", scaling.why()),
         Action::Set(update) => match update.resolve(store, store) {
             Ok(Some(object)) => line(store, &Action::Update(object)),
             other => format!("{update:?}: {other:?}"),

@@ -1,10 +1,10 @@
-//! Golden plans of updates, rollbacks, global services and jobs.
+//! Golden plans of updates, rollbacks, global services, jobs and scaling by load.
 
 use super::fixture::{self, global, in_mode, job, node, restarting, rolled_back, service, updated, updating};
 use super::golden::Script;
 use skep::model::service::UpdateConfig;
 use skep::model::task::{RestartCondition, RestartPolicy};
-use skep::model::{Availability, NodeState, ServiceSpec, Task, TaskState, TaskStatus};
+use skep::model::{Availability, Demand, NodeState, ServiceDemand, ServiceSpec, Task, TaskState, TaskStatus};
 use skep::store::Action;
 use std::time::Duration;
 
@@ -32,6 +32,14 @@ impl Script {
         let changed = self.store.tasks().filter(applies).map(next).filter(|t| self.store.task(&t.id) != Some(t));
         let actions = changed.map(Action::update).collect();
         self.step(what, actions);
+    }
+
+    /// What nodes report: clients that wait for a task, and connections of each task that runs.
+    fn sees(&mut self, waiting: u64, connections: u32) {
+        let running = self.store.tasks().filter(|task| task.status.state == TaskState::Running);
+        let loads = running.map(|task| (task.id.clone(), connections)).collect();
+        let of_web = ServiceDemand { waiting, request_tenths: 0 };
+        self.planner.observe_loads(loads, Demand { services: [("web".into(), of_web)].into(), complete: true });
     }
 
     fn seconds(&mut self, seconds: u64) {
@@ -192,4 +200,33 @@ fn replicated_job() {
     s.update("a label: it runs again", |spec| drop(spec.labels.insert("a".to_owned(), "b".to_owned())));
     let _ = node(1);
     s.compare("job.txt");
+}
+
+#[test]
+fn from_0_with_the_first_client_and_back_without() {
+    let mut s = Script::new(2);
+    let mut web = service("web", 0, &[(8080, 80)], &[]);
+    let labels = [("skep.autoscale", "0..2"), ("skep.autoscale.connections", "10"), ("skep.autoscale.idle", "2m")];
+    web.spec.labels = labels.map(|(key, value)| (key.to_owned(), value.to_owned())).into();
+    s.step("web, without a task", vec![Action::create(web)]);
+    s.sees(1, 0);
+    s.step("a client waits", Vec::new());
+    s.carry_out("its task is prepared and runs");
+    s.sees(0, 11);
+    s.step("more clients", Vec::new());
+    s.carry_out("both run");
+    s.sees(0, 4);
+    s.seconds(1);
+    s.step("few are left", Vec::new());
+    s.seconds(61);
+    s.step("one is enough", Vec::new());
+    s.carry_out("the other has stopped");
+    s.sees(0, 0);
+    s.seconds(119);
+    s.step("no client, for less than two minutes", Vec::new());
+    s.seconds(1);
+    s.step("for two minutes", Vec::new());
+    s.sees(2, 0);
+    s.step("two clients wait while the task stops", Vec::new());
+    s.compare("autoscale.txt");
 }

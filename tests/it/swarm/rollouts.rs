@@ -134,6 +134,98 @@ async fn twenty_rollouts_lose_nothing_at_full_load() {
     under_load("rz", Duration::from_millis(4)).await.roll_out(20).await.stop().await;
 }
 
+/// The same rollouts by the swarm of the engines themselves, for the README: with two replicas, by name. Without IPVS in the kernel
+/// that has neither virtual addresses nor ports on every node: what it says to them is printed too.
+#[ignore = "minutes: a figure"]
+#[tokio::test(flavor = "multi_thread")]
+async fn twenty_rollouts_of_the_engines_own_swarm_by_name() {
+    let lab = skep::lab::Lab::new(super::super::lab::lab_dir("own")).await.expect("lab");
+    let mut hosts = Vec::new();
+    for number in 1..=3 {
+        let mut host = lab.host(&format!("n{number}"), number).await.expect("host");
+        host.start_engine(&skep::lab::EngineRoot::Machine).await.expect("engine");
+        skep::lab::whoami_image(&host).await.expect("image");
+        hosts.push(host);
+    }
+    let engine = |host: &Host| skep::http::UnixClient::new(host.engine_socket());
+    let cli = async |host: &Host, line: String| {
+        skep::lab::output(host.engine_cli().args(line.split_whitespace())).await.unwrap_or_else(|e| panic!("{line}: {e:#}"))
+    };
+    cli(&hosts[0], format!("swarm init --advertise-addr {}", hosts[0].address())).await;
+    let token = cli(&hosts[0], "swarm join-token -q worker".to_owned()).await;
+    for host in &hosts[1..] {
+        let (own, manager) = (host.address(), hosts[0].address());
+        cli(host, format!("swarm join --advertise-addr {own} --token {} {manager}:2377", token.trim())).await;
+    }
+    cli(&hosts[0], "network create -d overlay back".to_owned()).await;
+    let create = async |name: &str, replicas: usize, mut template: Value, endpoint: Value| {
+        template["ContainerSpec"]["Image"] = json!(skep::lab::WHOAMI_IMAGE);
+        template["Networks"] = json!([{ "Target": "back" }]);
+        let spec = json!({
+            "Name": name, "Mode": { "Replicated": { "Replicas": replicas } }, "EndpointSpec": endpoint, "TaskTemplate": template,
+            "UpdateConfig": { "Parallelism": 1, "Monitor": 1_000_000_000, "Order": "stop-first" },
+        });
+        let reply = engine(&hosts[0]).request("POST", "/services/create", Some(&spec)).await.expect("the engine answers");
+        assert!(reply.status.is_success(), "{}", said(&reply));
+    };
+    let running = async |name: &str, count: usize| {
+        within(60, "running tasks", || async {
+            let filter = format!("%7B%22service%22%3A%7B%22{name}%22%3Atrue%7D%7D");
+            let tasks: Value = engine(&hosts[0]).get(&format!("/tasks?filters={filter}")).await?.json()?;
+            let running: Vec<Value> =
+                tasks.as_array().into_iter().flatten().filter(|t| t["Status"]["State"] == "running").cloned().collect();
+            anyhow::ensure!(running.len() == count, "{tasks:#}");
+            Ok(running)
+        })
+        .await
+    };
+    create("two", 2, server::template(&json!([])), json!({ "Mode": "dnsrr" })).await;
+    create("caller", 1, json!({ "ContainerSpec": {} }), json!({ "Mode": "dnsrr" })).await;
+    running("two", 2).await;
+    let caller = running("caller", 1).await.remove(0);
+    let mut at = &hosts[0];
+    for host in &hosts {
+        let id = cli(host, "info --format {{.Swarm.NodeID}}".to_owned()).await;
+        at = if caller["NodeID"] == id.trim() { host } else { at };
+    }
+    let container = caller["Status"]["ContainerStatus"]["ContainerID"].as_str().expect("a container");
+    let by_name = ByName::start(at, container, "two");
+    let begin = std::time::Instant::now();
+    for round in 0..20 {
+        let said = cli(&hosts[0], format!("service update --env-add ROUND={round} two")).await;
+        assert!(said.contains("converged"), "{said}");
+    }
+    let took = begin.elapsed();
+    let (named, lost) = by_name.stop().await;
+    eprintln!("20 rollouts by the engines' own swarm in {took:.0?}; by name {named} answers, {lost} lost");
+
+    // What it has for published ports and virtual addresses.
+    create("mesh", 1, json!({ "ContainerSpec": {} }), json!({ "Ports": [{ "TargetPort": 80, "PublishedPort": 8080 }] })).await;
+    let mesh = within(20, "a task", || async {
+        let shown = cli(&hosts[0], "service ps --no-trunc --format {{.CurrentState}}|{{.Error}} mesh".to_owned()).await;
+        anyhow::ensure!(shown.contains("Running") || shown.contains("Failed") || shown.contains("Rejected"), "{shown}");
+        Ok(shown)
+    })
+    .await;
+    eprintln!("a service with a published port: {mesh}");
+    for host in &hosts {
+        let answer = ask(host, (host.address(), 8080).into()).await.map_err(|error| format!("{error:#}"));
+        eprintln!("its port on {}: {answer:?}", host.name());
+    }
+    for line in std::fs::read_to_string(hosts[0].dir().join("engine.log")).unwrap_or_default().lines() {
+        if line.to_lowercase().contains("ipvs") || line.contains("ip_vs") {
+            eprintln!("its engine: {line}");
+        }
+    }
+    for host in &hosts {
+        let _ = skep::lab::output(host.engine_cli().args(["swarm", "leave", "--force"])).await;
+    }
+    for host in hosts {
+        host.stop().await;
+    }
+    lab.stop().await.expect("removes its files");
+}
+
 #[tokio::test]
 async fn a_failing_update_is_paused_and_rolled_back_by_the_stock_cli() {
     let swarm = swarm("rf", 2, "").await;

@@ -94,7 +94,7 @@ async fn a_worker_without_its_ledger_finds_its_managers_and_a_node_without_its_e
 }
 
 /// Ends the container of every task on a host, as a crash does.
-async fn kill_tasks(host: &Host) -> Vec<String> {
+pub async fn kill_tasks(host: &Host) -> Vec<String> {
     let mut list = host.engine_cli();
     let ids = skep::lab::output(list.args(["ps", "-q", "--no-trunc", "--filter", "label=com.docker.swarm.task.id"]))
         .await
@@ -104,11 +104,17 @@ async fn kill_tasks(host: &Host) -> Vec<String> {
     let line = "{{.State.Pid}}";
     let pids = skep::lab::output(host.engine_cli().args(["inspect", "-f", line]).args(&ids)).await.expect("pids");
     host.run(&format!("kill -9 {}", pids.replace('\n', " "))).await.expect("killed");
+    within(10, "the engine to see it", || async {
+        let now = skep::lab::output(host.engine_cli().args(["inspect", "-f", line]).args(&ids)).await?;
+        anyhow::ensure!(now.lines().zip(pids.lines()).all(|(now, before)| now != before), "{now}");
+        Ok(())
+    })
+    .await;
     ids
 }
 
 /// Waits until the text of a host's session begins so.
-async fn session_is(host: &Host, begin: &str) {
+pub async fn session_is(host: &Host, begin: &str) {
     within(15, "a session", || async {
         let session = status(host).await["session"].clone();
         anyhow::ensure!(session.as_str().is_some_and(|text| text.starts_with(begin)), "{session}");
@@ -117,7 +123,7 @@ async fn session_is(host: &Host, begin: &str) {
     .await;
 }
 
-async fn run_again(host: &Host, containers: &[String], what: &str) {
+pub async fn run_again(host: &Host, containers: &[String], what: &str) {
     within(60, what, || async {
         let line = "{{.State.Running}}";
         let states = skep::lab::output(host.engine_cli().args(["inspect", "-f", line]).args(containers)).await?;

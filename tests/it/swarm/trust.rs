@@ -1,6 +1,7 @@
 //! Trust kept up, with the stock CLI: managers that are locked, and a change of the root CA while a manager is away.
 
 use super::kit::*;
+use super::start::{kill_tasks, run_again, session_is};
 use anyhow::Context as _;
 use serde_json::{Value, json};
 use skep::lab::Host;
@@ -193,6 +194,47 @@ async fn managers_that_are_locked_and_a_root_that_is_replaced_while_one_is_away(
     swarm.hosts[2].docker_run("swarm leave").await.expect("left");
     let refused = join(&swarm.hosts[2], address, worker).await;
     assert!(said(&refused).contains("A valid join token is necessary to join this cluster"), "{}", said(&refused));
+    swarm.stop().await;
+}
+
+/// Without a session a node starts again what crashes. A locked manager has none either, but the other managers see that, and would
+/// replace its tasks.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_locked_manager_starts_no_crashed_task_again_while_a_node_that_is_alone_does() {
+    let mut swarm = hosts("lockedtasks", 2, "").await;
+    let address = swarm.hosts[0].address();
+    swarm.hosts[0].docker_run(&format!("swarm init --autolock --advertise-addr {address}")).await.expect("made");
+    let key = unlock_key(&swarm.hosts[0]).await;
+    let token = worker_token(&swarm.hosts[0]).await;
+    ok(&join(&swarm.hosts[1], address, &token).await);
+    swarm.ready(2).await;
+    let policy = json!({ "Condition": "any", "Delay": 1_000_000_000 });
+    swarm.service("web", 2, Some(8080), json!({ "RestartPolicy": policy })).await;
+    let before = swarm.running("web", 2).await;
+    sealed(&swarm.hosts[0], true).await;
+    restart(&mut swarm.hosts[0], true).await;
+    let [locked, worker] = &swarm.hosts[..] else { panic!("two hosts") };
+    assert_eq!(local_state(locked).await, "locked");
+    session_is(worker, "none").await;
+    ask(locked, (locked.address(), 8080).into()).await.expect("its tasks go on");
+
+    // The locked one's first: it would be the first to start it again.
+    let ended = kill_tasks(locked).await;
+    let again = kill_tasks(worker).await;
+    assert_eq!((ended.len(), again.len()), (1, 1));
+    run_again(worker, &again, "the task of the node that is alone").await;
+    let state = skep::lab::output(locked.engine_cli().args(["inspect", "-f", "{{.State.Status}}"]).args(&ended)).await;
+    assert_eq!(state.expect("inspected").trim(), "exited");
+
+    unlock(locked, &key).await.expect("unlocked");
+    swarm.ready(2).await;
+    within(40, "another task for the one that was locked", || async {
+        let running = swarm.running("web", 2).await;
+        let kept = running.iter().filter(|task| before.iter().any(|other| other["ID"] == task["ID"])).count();
+        anyhow::ensure!(kept == 1, "{running:#?}");
+        Ok(())
+    })
+    .await;
     swarm.stop().await;
 }
 

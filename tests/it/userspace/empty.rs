@@ -49,6 +49,51 @@ async fn a_port_without_tasks_refuses_at_once_and_serves_as_soon_as_there_is_one
     userspace.stop().await;
 }
 
+fn holding(net: Net, published: u16, backends: &[u8]) -> PublishedPort {
+    PublishedPort { holds: true, ..port(net, published, backends) }
+}
+
+#[tokio::test]
+async fn connections_to_a_service_that_may_have_no_task_wait_for_one_that_accepts() {
+    let net = Net::new();
+    let (_backends, published) = (Backends::start(net, &[11]), free_port());
+    let mut userspace = UserspaceLoop::start(net, |_| {});
+    userspace.publish(vec![holding(net, published, &[])]).await;
+    let visits = loopbacks(published).map(|address| tokio::spawn(visit_at(address, b"x")));
+    userspace.waiting(2).await;
+    let gone = connect(published).await;
+    userspace.waiting(3).await;
+    drop(gone);
+    userspace.waiting(2).await;
+    // Its task is there, and does not listen yet.
+    userspace.publish(vec![holding(net, published, &[12])]).await;
+    userspace.publish(vec![holding(net, published, &[11, 12])]).await;
+    for visit in visits {
+        assert_eq!(visit.await.unwrap().unwrap(), (11, b"x".to_vec()));
+    }
+    userspace.waiting(0).await;
+    let errors = userspace.status(published, "closed", |s| s.connections == 0).await.errors;
+    assert_eq!(errors, 1, "of the client that went away");
+    userspace.stop().await;
+}
+
+#[tokio::test]
+async fn a_connection_that_waits_too_long_for_a_task_is_reset_and_one_without_room_at_once() {
+    let net = Net::new();
+    let published = free_port();
+    let mut userspace = UserspaceLoop::start(net, |s| s.hold = Duration::from_millis(200));
+    userspace.publish(vec![holding(net, published, &[])]).await;
+    let late = visit(published, b"x").await.unwrap_err();
+    assert_eq!(late.kind(), io::ErrorKind::ConnectionReset);
+    userspace.waiting(0).await;
+    let full: Vec<_> = std::iter::from_fn(|| userspace.waiting.enter(&"web".into())).collect();
+    assert!((100..10_000).contains(&full.len()), "{}", full.len());
+    assert_eq!(visit(published, b"x").await.unwrap_err().kind(), io::ErrorKind::ConnectionReset);
+    assert_eq!(userspace.waiting.read().values().sum::<u64>(), full.len() as u64);
+    userspace.status(published, "errors", |s| s.errors == 2).await;
+    userspace.stop().await;
+}
+
 #[tokio::test]
 async fn another_program_cannot_take_the_port_of_a_service_without_tasks() {
     let net = Net::new();
