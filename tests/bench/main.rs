@@ -54,7 +54,7 @@ fn main() {
             "datapath" => datapath::run(&mut report),
             "tunnel" => tunnel::run(&mut report),
             "http" => http::run(&mut report),
-            "names" => names::run_all(&mut report),
+            "names" => on_runtime(names::run_all(&mut report)),
             "api" => on_runtime(api::run(&mut report, false)),
             "swarm-api" => on_runtime(api::run(&mut report, true)),
             "traffic" => on_runtime(traffic::run(&mut report)),

@@ -10,6 +10,7 @@ mod plot;
 
 use crate::report::{Report, median, spread};
 use clients::{Load, Measured};
+pub use cluster::engine;
 use cluster::{Clusters, System};
 use plot::Plot;
 use std::collections::BTreeMap;

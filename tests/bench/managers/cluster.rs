@@ -197,7 +197,7 @@ impl Clusters {
 
     /// The engine of a member of skep.
     pub fn engine_beside(&self, member: usize) -> u32 {
-        processes(self.host(System::Skep, member), System::Swarm)[0]
+        engine(self.host(System::Skep, member))
     }
 
     pub fn member_pids(&self, system: System, member: usize) -> Vec<u32> {
@@ -249,6 +249,11 @@ impl Clusters {
             crate::process::sh(&format!("umount {dir}; rmdir {dir}"));
         }
     }
+}
+
+/// Process id of a host's Docker Engine.
+pub fn engine(host: &Host) -> u32 {
+    processes(host, System::Swarm)[0]
 }
 
 /// A host's processes of a system.
