@@ -1,7 +1,8 @@
-//! Serves one request per connection: reads the head, routes it, and either answers it here or connects the client to
+//! Reads the head of a request, routes it, and either answers it here or connects the client to
 //! the engine, raw bytes both ways, so that hijacked streams (attach, exec, session) work with and without `Upgrade`,
-//! half-close included. Knows nothing of what the requests mean.
+//! half-close included: the last request of its connection. Knows nothing of what the requests mean.
 
+mod kept;
 mod request_head;
 mod rewind;
 mod route;
@@ -29,16 +30,45 @@ const IDLE_TIMEOUT: Duration = Duration::from_mins(5);
 const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
 /// Serves one connection until it is closed; `handlers` answer what is not the engine's.
 pub(super) async fn serve_connection(api: Arc<ApiContext>, handlers: Router, mut client: impl ByteStream + 'static) {
-    let Some((head, read)) = first_head(&mut client).await else { return };
-    match head {
-        Ok(head) => match route::destination(&head.method, &head.target) {
-            Destination::Skep => {
-                let half_close = !route::is_endless(&head.target);
-                answer(client, &head, read, handlers, half_close).await;
+    let mut read = BytesMut::with_capacity(4096);
+    loop {
+        let Some((head, request)) = next_head(&mut client, read).await else { return };
+        let head = match head {
+            Ok(head) => head,
+            Err(refusal) => return refuse(client, refusal).await,
+        };
+        match (route::destination(&head.method, &head.target), head.length()) {
+            (Destination::Engine, _) => return pass_through(&api, client, &head, &request).await,
+            (Destination::Skep, Some(length)) if !route::is_endless(&head.target) => {
+                let Some(kept) = answer_and_keep(client, &head, request, length, handlers.clone()).await else { return };
+                (client, read) = kept;
             }
-            Destination::Engine => pass_through(&api, client, &head, &read).await,
-        },
-        Err(refusal) => refuse(client, refusal).await,
+            (Destination::Skep, _) => {
+                let half_close = !route::is_endless(&head.target);
+                return answer(client, &head, request, handlers, half_close).await;
+            }
+        }
+    }
+}
+
+/// Has handlers answer a request of this length, of which some bytes are read already. The connection may be used for another one, unless there is none any more.
+async fn answer_and_keep<S: ByteStream + 'static>(
+    client: S,
+    head: &RequestHead,
+    read: Bytes,
+    length: usize,
+    handlers: Router,
+) -> Option<(S, BytesMut)> {
+    let before = read.len();
+    match head.for_handlers(read) {
+        Ok(read) => {
+            let length = length + (read.len() - before);
+            kept::answer_one(client, read, length, handlers).await
+        }
+        Err(refusal) => {
+            refuse(client, refusal).await;
+            None
+        }
     }
 }
 
@@ -53,10 +83,16 @@ pub async fn answer(client: impl ByteStream + 'static, head: &RequestHead, read:
 /// The head of the first request of a connection, or why there is none, and the bytes read with it. `None` if the client stays
 /// silent or closes the connection.
 pub async fn first_head(client: &mut impl ByteStream) -> Option<(Result<RequestHead, ApiError>, Bytes)> {
-    let mut read = BytesMut::with_capacity(4096);
-    let first = tokio::time::timeout(IDLE_TIMEOUT, client.read_buf(&mut read)).await;
-    if !matches!(first, Ok(Ok(1..))) {
-        return None;
+    next_head(client, BytesMut::with_capacity(4096)).await
+}
+
+/// As [`first_head`], of a request that begins with what is read already.
+async fn next_head(client: &mut impl ByteStream, mut read: BytesMut) -> Option<(Result<RequestHead, ApiError>, Bytes)> {
+    if read.is_empty() {
+        let first = tokio::time::timeout(IDLE_TIMEOUT, client.read_buf(&mut read)).await;
+        if !matches!(first, Ok(Ok(1..))) {
+            return None;
+        }
     }
     let head = tokio::time::timeout(HEAD_TIMEOUT, read_head(client, &mut read)).await.unwrap_or_else(|_| {
         let message = format!("the head of the request was not complete within {} s", HEAD_TIMEOUT.as_secs());

@@ -7,7 +7,7 @@ use super::config::{RaftConfig, RaftError, RaftStatus};
 use super::log::{Log, LogBatch};
 use super::logger::logger;
 use protobuf::Message as _;
-use raft::eraftpb::{ConfChangeSingle, ConfChangeType, ConfChangeV2, ConfState, Entry, EntryType, Message};
+use raft::eraftpb::{ConfChangeSingle, ConfChangeType, ConfChangeV2, ConfState, Entry, EntryType, HardState, Message};
 use raft::eraftpb::{Snapshot, SnapshotMetadata};
 use raft::{ProgressState, RawNode, SnapshotStatus, StateRole};
 use std::collections::BTreeMap;
@@ -116,6 +116,8 @@ pub struct Core {
     transfers: usize,
     /// Ticks since the last message, by manager.
     silence: BTreeMap<u64, usize>,
+    /// A commit index that is not on the disk, with its term and vote, which are; and the ticks since.
+    unsaved: Option<(HardState, usize)>,
 }
 
 impl Core {
@@ -165,6 +167,7 @@ impl Core {
             snapshots_sent: BTreeMap::new(),
             transfers: 0,
             silence: BTreeMap::new(),
+            unsaved: None,
         };
         core.set_timeout();
         core.drain(&mut effects)?;
@@ -192,6 +195,7 @@ impl Core {
                     self.report_lost_snapshots();
                     self.ended = self.ended.map(|ticks| ticks + 1);
                     self.campaign_in_turn();
+                    self.save_old_commit(&mut effects);
                 }
                 Event::Message(bytes) => self.step(&bytes)?,
                 Event::Propose { ticket, data } => self.propose(ticket, data, &mut effects),
@@ -419,16 +423,20 @@ impl Core {
             let mut ready = self.raw.ready();
             send(ready.take_messages(), effects)?;
             let snapshot = Some(ready.snapshot()).filter(|s| !s.is_empty()).cloned();
-            self.persist(
-                LogBatch {
-                    reset: snapshot.is_some(),
-                    snapshot: snapshot.clone(),
-                    compacted: None,
-                    entries: ready.take_entries(),
-                    hard_state: ready.hs().cloned(),
-                },
-                effects,
-            );
+            let hard_state = ready.hs().cloned();
+            if ready.must_sync() {
+                let reset = snapshot.is_some();
+                let batch =
+                    LogBatch { reset, snapshot: snapshot.clone(), compacted: None, entries: ready.take_entries(), hard_state };
+                self.persist(batch, effects);
+            } else if let Some(hard_state) = hard_state {
+                // Raft finds the commit index again: it is written with the next entries, which saves half of all writes to the disk.
+                let ticks = self.unsaved.take().map_or(0, |(_, ticks)| ticks);
+                self.unsaved = Some((hard_state, ticks));
+            }
+            if ready.committed_entries().iter().any(|e| e.get_entry_type() != EntryType::EntryNormal) {
+                self.save_commit(effects);
+            }
             if let Some(snapshot) = snapshot {
                 self.restored(&snapshot, effects);
             }
@@ -437,8 +445,6 @@ impl Core {
             let mut light = self.raw.advance(ready);
             let committed = light.take_committed_entries();
             if light.commit_index().is_some() && committed.iter().any(|e| e.get_entry_type() != EntryType::EntryNormal) {
-                // Raft does not require this. But after a crash the commit index must not be lower than a change of
-                // membership that took effect: the old membership could elect this manager alone.
                 let hard_state = Some(self.raw.raft.hard_state());
                 self.persist(LogBatch { hard_state, ..LogBatch::default() }, effects);
             }
@@ -449,10 +455,28 @@ impl Core {
         Ok(())
     }
 
-    fn persist(&mut self, batch: LogBatch, effects: &mut Vec<Effect>) {
+    fn persist(&mut self, mut batch: LogBatch, effects: &mut Vec<Effect>) {
         if !batch.is_empty() {
+            let unsaved = self.unsaved.take().map(|(hard_state, _)| hard_state);
+            batch.hard_state = batch.hard_state.or(unsaved);
             self.raw.mut_store().write(&batch);
             effects.push(Effect::Persist(batch));
+        }
+    }
+
+    /// Raft does not require it of a change of membership. But after a crash the commit index must not be lower than one that took effect:
+    /// the old membership could elect this manager alone.
+    fn save_commit(&mut self, effects: &mut Vec<Effect>) {
+        let hard_state = self.unsaved.take().map(|(hard_state, _)| hard_state);
+        self.persist(LogBatch { hard_state, ..LogBatch::default() }, effects);
+    }
+
+    /// A manager that starts without the others shows what it knows to be committed: also what was written last, before a pause.
+    fn save_old_commit(&mut self, effects: &mut Vec<Effect>) {
+        let Some((_, ticks)) = &mut self.unsaved else { return };
+        *ticks += 1;
+        if *ticks > self.election_ticks.0 {
+            self.save_commit(effects);
         }
     }
 

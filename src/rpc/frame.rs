@@ -160,12 +160,14 @@ pub struct FrameWriter<W> {
     stream: W,
     max: usize,
     idle_limit: Duration,
+    /// Frames that wait for [`FrameWriter::flush`].
+    queued: BytesMut,
 }
 
 impl<W: AsyncWrite + Unpin> FrameWriter<W> {
     /// Frames of up to `max` bytes; an error when no byte of one is taken for `idle_limit`. A slow peer has as long as it needs.
     pub fn new(stream: W, max: usize, idle_limit: Duration) -> Self {
-        Self { stream, max, idle_limit }
+        Self { stream, max, idle_limit, queued: BytesMut::new() }
     }
 
     /// Writes a message.
@@ -182,6 +184,24 @@ impl<W: AsyncWrite + Unpin> FrameWriter<W> {
     /// As [`FrameWriter::write`].
     pub async fn write_document(&mut self, document: &[u8]) -> Result<(), FrameError> {
         self.write_frame(frame_of(document, self.max)?).await
+    }
+
+    /// Adds a message that is encoded already to those that [`FrameWriter::flush`] writes at once; says how many bytes these have.
+    ///
+    /// # Errors
+    /// Too long.
+    pub fn queue_document(&mut self, document: &[u8]) -> Result<usize, FrameError> {
+        self.queued.extend_from_slice(&frame_of(document, self.max)?);
+        Ok(self.queued.len())
+    }
+
+    /// Writes the queued messages.
+    ///
+    /// # Errors
+    /// Stuck, or broken.
+    pub async fn flush(&mut self) -> Result<(), FrameError> {
+        let queued = self.queued.split().freeze();
+        if queued.is_empty() { Ok(()) } else { self.write_frame(queued).await }
     }
 
     async fn write_frame(&mut self, mut frame: Bytes) -> Result<(), FrameError> {
@@ -231,6 +251,21 @@ mod tests {
         fn no_bytes_break_the_decoder(bytes in prop::collection::vec(any::<u8>(), 0..64)) {
             let mut buffer = BytesMut::from(bytes.as_slice());
             while let Ok(Some(_)) = decode(&mut buffer, 16) {}
+        }
+    }
+
+    #[tokio::test]
+    async fn queued_messages_are_written_together_and_in_order() {
+        let (near, far) = tokio::io::duplex(1024);
+        let mut writer = FrameWriter::new(near, 64, Duration::from_secs(1));
+        writer.flush().await.expect("nothing to write");
+        assert_eq!(writer.queue_document(b"one").expect("short"), 7);
+        assert_eq!(writer.queue_document(b"two").expect("short"), 14);
+        assert!(matches!(writer.queue_document(&[0; 65]), Err(FrameError::TooLong { .. })));
+        writer.flush().await.expect("open");
+        let mut reader = FrameReader::new(far, 64, Duration::from_secs(1));
+        for expected in [b"one", b"two"] {
+            assert_eq!(&reader.document().await.expect("open").expect("a frame")[..], expected);
         }
     }
 

@@ -1,6 +1,6 @@
 //! `make bench`: what the mesh costs, as ratios within one run, written as a table to `tests/bench/RESULTS.md`. Not a test:
-//! asserts nothing about time. Needs root and a Docker Engine on the machine. `SKEP_BENCH=control,api,tables,datapath,tunnel,names,http,traffic,failover`
-//! selects parts (`swarm-api` is a part of `api`), whose sections of the file are replaced; `control` needs neither.
+//! asserts nothing about time. Needs root and a Docker Engine on the machine. `SKEP_BENCH=control,api,tables,datapath,tunnel,names,http,traffic,failover,managers`
+//! selects parts (`swarm-api` is a part of `api`; `managers-writes`, `-losses`, `-memory` are parts of `managers`), whose sections of the file are replaced; `control` needs neither.
 #![allow(
     clippy::unwrap_used,
     clippy::cast_precision_loss,
@@ -16,6 +16,7 @@ mod control;
 mod datapath;
 mod failover;
 mod http;
+mod managers;
 mod names;
 mod process;
 mod report;
@@ -32,7 +33,7 @@ mod lab {
     }
 }
 
-const PARTS: &str = "control,api,tables,datapath,tunnel,names,http,traffic,failover";
+const PARTS: &str = "control,api,tables,datapath,tunnel,names,http,traffic,failover,managers";
 
 fn main() {
     if std::env::args().any(|arg| arg == names::SERVE) {
@@ -53,11 +54,15 @@ fn main() {
             "datapath" => datapath::run(&mut report),
             "tunnel" => tunnel::run(&mut report),
             "http" => http::run(&mut report),
-            "names" => names::run_all(&mut report),
+            "names" => on_runtime(names::run_all(&mut report)),
             "api" => on_runtime(api::run(&mut report, false)),
             "swarm-api" => on_runtime(api::run(&mut report, true)),
             "traffic" => on_runtime(traffic::run(&mut report)),
             "failover" => on_runtime(failover::run(&mut report)),
+            "managers" => on_runtime(managers::run(&mut report, "all")),
+            "managers-writes" => on_runtime(managers::run(&mut report, "writes")),
+            "managers-losses" => on_runtime(managers::run(&mut report, "losses")),
+            "managers-memory" => on_runtime(managers::run(&mut report, "memory")),
             other => panic!("no part {other}: {PARTS}"),
         }
     }

@@ -41,6 +41,12 @@ pub fn nanos(time: Duration) -> f64 {
     time.as_nanos() as f64
 }
 
+/// Of the file that is written.
+pub fn path() -> std::path::PathBuf {
+    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/bench/RESULTS.md");
+    std::env::var_os("SKEP_BENCH_FILE").map_or(path, Into::into)
+}
+
 impl Report {
     pub fn section(&mut self, title: &str, method: &str, columns: &[&str]) {
         println!("\n## {title}");
@@ -73,8 +79,7 @@ impl Report {
              more than 1 before a section is from other processes. skep is optimised as in a release. Ratios \
              are from one run: the two sides of each alternate in time slices, three rounds if not said otherwise; median [least … most].\n"
         );
-        let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/bench/RESULTS.md");
-        let path = std::env::var_os("SKEP_BENCH_FILE").map_or(path, Into::into);
+        let path = path();
         let before = if all_parts { String::new() } else { std::fs::read_to_string(&path).unwrap_or_default() };
         std::fs::write(&path, head + &self.merged(&before)).unwrap();
         println!("\nwritten to {}", path.display());

@@ -19,6 +19,8 @@ pub struct RequestHead {
     len: usize,
     /// The client offers another protocol for the connection.
     offers_upgrade: bool,
+    /// Bytes of the body, if the client may send another request behind it.
+    body: Option<usize>,
 }
 
 /// Parses a head; `None` while it is incomplete.
@@ -46,6 +48,7 @@ pub fn parse(bytes: &[u8]) -> Result<Option<RequestHead>, ApiError> {
         target: target.to_owned(),
         len,
         offers_upgrade: values(request.headers, "upgrade").next().is_some(),
+        body: body_of_kept(request.headers, request.version == Some(1)),
     }))
 }
 
@@ -69,6 +72,20 @@ fn check_length(fields: &[httparse::Header], http_1_1: bool) -> Result<(), ApiEr
     Ok(())
 }
 
+/// Bytes of the body of a request, behind which its client may send another one. Not if it says otherwise, has another protocol in mind, or does
+/// not say how long the body is.
+fn body_of_kept(fields: &[httparse::Header], http_1_1: bool) -> Option<usize> {
+    let has = |name| values(fields, name).next().is_some();
+    let closes = |value: &[u8]| value.split(|b| *b == b',').any(|word| word.trim_ascii().eq_ignore_ascii_case(b"close"));
+    if !http_1_1 || has("transfer-encoding") || has("upgrade") || values(fields, "connection").any(closes) {
+        return None;
+    }
+    match values(fields, "content-length").next() {
+        None => Some(0),
+        Some(length) => std::str::from_utf8(length).ok()?.trim().parse().ok(),
+    }
+}
+
 /// Requests whose connection the engine may take over for another protocol. Any other `Upgrade` is an offer that the engine
 /// ignores (HTTP/2 of Java's and curl's clients), after which it would serve further requests on the connection.
 fn may_upgrade(method: &str, target: &str) -> bool {
@@ -82,6 +99,11 @@ fn may_upgrade(method: &str, target: &str) -> bool {
 }
 
 impl RequestHead {
+    /// Bytes of head and body, if the client may send another request behind them.
+    pub fn length(&self) -> Option<usize> {
+        self.len.checked_add(self.body?)
+    }
+
     /// What the engine is sent for `read`, which begins with this head. Without an upgrade, the header `Connection: close`
     /// makes the engine close after its reply: the next request may not be the engine's. (A hijack without `Upgrade`
     /// still takes over the connection.)

@@ -29,6 +29,8 @@ const QUEUE: usize = 4096;
 const PAUSE: Duration = Duration::from_millis(50);
 /// That pause grows to 2 to this power times as much while the other manager closes every connection.
 const LONGEST_PAUSE: u32 = 6;
+/// Bytes of frames that are written together.
+const TOGETHER: usize = 64 << 10;
 /// The other side takes nothing.
 const STUCK: Duration = Duration::from_secs(5);
 /// No answer and no message for this long: the connection is not needed.
@@ -206,7 +208,8 @@ impl Connections {
         writer.write_document(&ManagerFrame::Greeting(self.config.greeter.greeting().into()).encode()).await?;
         let mut next = first;
         loop {
-            if let Some(request) = next.take() {
+            // What waits is written together: each write is a system call, a record of TLS and a packet of the tunnel.
+            while let Some(request) = next.take() {
                 let frame = match request {
                     Request::Greet(done) => {
                         // Dropped, which tells it, if the connection breaks.
@@ -223,8 +226,11 @@ impl Connections {
                         ManagerFrame::Proposal { number, document: document.into() }
                     }
                 };
-                writer.write_document(&frame.encode()).await?;
+                if writer.queue_document(&frame.encode())? < TOGETHER {
+                    next = self.queue.try_recv().ok();
+                }
             }
+            writer.flush().await?;
             tokio::select! {
                 request = self.queue.recv() => match request {
                     Some(request) => next = Some(request),

@@ -18,6 +18,8 @@ use tokio_util::task::TaskTracker;
 
 /// A connection on which nothing came for this long is closed: the other side dials again when it has something to say.
 const IDLE: Duration = Duration::from_mins(2);
+/// Bytes of answers that are written together.
+const TOGETHER: usize = 64 << 10;
 /// The other side takes nothing.
 const STUCK: Duration = Duration::from_secs(5);
 /// Proposals of one manager that are worked on at a time.
@@ -98,7 +100,13 @@ pub(in super::super) async fn serve(
     };
     let send = async {
         while let Some(answer) = queue.recv().await {
-            writer.write_document(&answer).await?;
+            let mut length = writer.queue_document(&answer)?;
+            while length < TOGETHER
+                && let Ok(answer) = queue.try_recv()
+            {
+                length = writer.queue_document(&answer)?;
+            }
+            writer.flush().await?;
         }
         anyhow::Ok(())
     };

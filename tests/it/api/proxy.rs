@@ -231,3 +231,62 @@ async fn swarm_requests_work_with_an_engine_that_never_replies() {
     assert_eq!(reply.body, "[]");
     acceptor.abort();
 }
+
+/// The next reply on a connection, whose body has a length.
+async fn reply(stream: &mut UnixStream) -> (String, String) {
+    let head = read_until(stream, "\r\n\r\n").await.to_ascii_lowercase();
+    let length = head.lines().find_map(|line| line.strip_prefix("content-length: ")).map_or(0, |n| n.parse().unwrap());
+    let mut body = vec![0; length];
+    timeout(TIMEOUT, stream.read_exact(&mut body)).await.expect("a body").unwrap();
+    (head, String::from_utf8(body).unwrap())
+}
+
+#[tokio::test]
+async fn a_connection_serves_requests_until_one_is_the_engines_or_says_that_it_is_the_last() {
+    let engine = EchoEngine::new("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi");
+    let manager = || FakeNode::new(Membership::Manager(FakeNode::lab1()));
+    let fixture = ApiFixture::serve(manager(), Some(&engine.dir.path("engine.sock")));
+    let mut stream = UnixStream::connect(&fixture.socket).await.unwrap();
+    let create = |body: &str| {
+        format!(
+            "POST /configs/create HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
+            body.len()
+        )
+    };
+    let get = |target: &str, more: &str| format!("GET {target} HTTP/1.1\r\nHost: x\r\n{more}\r\n");
+    // One after the other: with a body, refused, with a target that is encoded anew.
+    for (sent, status) in [
+        (get("/services", ""), "200"),
+        (create("{"), "400"),
+        (get("/services/none", ""), "404"),
+        (get("/services?filters={\"name\":[\"x\"]}", ""), "200"),
+    ] {
+        stream.write_all(sent.as_bytes()).await.unwrap();
+        let (head, _) = reply(&mut stream).await;
+        assert!(head.starts_with(&format!("http/1.1 {status} ")) && !head.contains("connection: close"), "{sent}: {head}");
+    }
+    // Two at once, and of the second one only a part.
+    let (first, second) = (get("/services", ""), get("/services/none", ""));
+    stream.write_all(format!("{first}{}", &second[..20]).as_bytes()).await.unwrap();
+    assert!(reply(&mut stream).await.0.starts_with("http/1.1 200 "));
+    stream.write_all(&second.as_bytes()[20..]).await.unwrap();
+    assert!(reply(&mut stream).await.0.starts_with("http/1.1 404 "));
+    // The engine's is its last one.
+    stream.write_all(get("/containers/json", "").as_bytes()).await.unwrap();
+    assert_eq!(reply(&mut stream).await.1, "hi");
+    assert!(engine.heads.lock().unwrap()[0].contains("Connection: close\r\n"));
+    for last in [get("/services", "Connection: close\r\n"), get("/services", "").replace("1.1", "1.0")] {
+        let mut stream = UnixStream::connect(&fixture.socket).await.unwrap();
+        stream.write_all(last.as_bytes()).await.unwrap();
+        assert!(read_all(&mut stream).await.ends_with("[]"), "{last}: the server closes the connection");
+    }
+}
+
+#[tokio::test]
+async fn a_request_whose_client_has_gone_ends_its_connection() {
+    let fixture = ApiFixture::serve(FakeNode::new(Membership::Manager(FakeNode::lab1())), None);
+    let mut stream = UnixStream::connect(&fixture.socket).await.unwrap();
+    stream.write_all(b"GET /services HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
+    stream.shutdown().await.unwrap();
+    assert!(read_all(&mut stream).await.ends_with("[]"));
+}
