@@ -110,11 +110,12 @@ async fn writes(report: &mut Report, clusters: &Clusters, medium: &str, plot: &m
 async fn fsyncs(clusters: &Clusters, system: System, clients: usize) -> String {
     let pids: Vec<String> = clusters.pids(system).iter().map(u32::to_string).collect();
     let time = slice();
+    let load: Load = clusters.load(system, clients).await;
+    // Starts at once.
     let counted = tokio::process::Command::new("perf")
         .args(["stat", "-x,", "-e", "syscalls:sys_enter_fdatasync,syscalls:sys_enter_fsync", "-p", &pids.join(",")])
         .args(["--", "sleep", &format!("{:.3}", time.as_secs_f64())])
         .output();
-    let load: Load = clusters.load(system, clients).await;
     let (measured, counted) = tokio::join!(load.run(clusters, Duration::ZERO, time), counted);
     let Ok(counted) = counted else { return "perf is not installed".to_owned() };
     let text = String::from_utf8_lossy(&counted.stderr).into_owned();

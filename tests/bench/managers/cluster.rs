@@ -228,7 +228,9 @@ impl Clusters {
             System::Swarm => {
                 let host = &mut self.swarm.hosts[MEMBERS + member];
                 host.stop_engine().await.unwrap();
-                output(host.command("rm").args(["-f", "/run/engine.pid"])).await.unwrap();
+                // Of processes that were killed: their numbers may be others' by now.
+                let left = ["-f", "/run/engine.pid", "/run/engine/containerd/containerd.pid"];
+                output(host.command("rm").args(left)).await.unwrap();
                 host.start_engine(&skep::lab::EngineRoot::Machine).await.unwrap();
             }
             System::Etcd | System::EtcdTls => self.start_etcd(system, member, "existing"),
