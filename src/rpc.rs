@@ -21,7 +21,7 @@ mod tls;
 
 pub use engine_relay::EngineRelay;
 pub use join::{JoinAuthority, JoinError, JoinOptions, JoinParts, Joined, JoinerSide, join};
-pub use key_change::{KeyChangeAuthority, KeyChangeError, ask_key_change};
+pub use key_change::{KeyChangeAuthority, KeyChangeError, KeyChangeRefusal, ask_key_change};
 pub use limits::ServerLimits;
 pub use listener::{ListenerKind, Server};
 pub use logs::{LogLink, LogReader, LogService, ManagerAt, read_here};

@@ -80,6 +80,10 @@ pub async fn run(
         let current = view.borrow_and_update().clone();
         let tasks = current.map(|view| counted(&view, &sandboxes.borrow())).unwrap_or_default();
         let is_idle = tasks.is_empty();
+        if is_idle {
+            // Each holds its task's namespace.
+            uses.clear();
+        }
         let counts = if is_idle { BTreeMap::new() } else { count(tasks, &mut uses).await };
         let next = coarse(&loads.borrow(), counts);
         replace_if_changed(&loads, next);

@@ -8,7 +8,7 @@ pub use window::{LoadWindow, ScalingDecision, ServiceLoad, WINDOW};
 
 use crate::model::autoscale::{AutoscaleLabels, Scaling};
 use crate::model::{Demand, Service, ServiceId, TaskId, TaskState, Timestamp};
-use crate::store::{Action, FieldUpdate, Store};
+use crate::store::{Action, FieldUpdate, SCALING_REASONS, Store};
 use std::collections::BTreeMap;
 
 /// First feature level at which managers keep what was scaled, and why.
@@ -52,6 +52,7 @@ impl Autoscaler {
             let Some(ScalingDecision { to, reason }) = window.decide(&load, labels, now) else { continue };
             let connections = load.connections.saturating_add(load.waiting);
             let per_replica = labels.connections.unwrap_or(0);
+            let reason = reason.filter(|_| store.feature_level() >= SCALING_REASONS);
             let scaling = Scaling { at: now, from: load.replicas, to, connections, per_replica, reason };
             actions.push(Action::Set(FieldUpdate::ServiceReplicas { id: service.id.clone(), scaling: Box::new(scaling) }));
         }
@@ -100,7 +101,7 @@ mod tests {
         let spec = ServiceSpec { name: "web".to_owned(), mode, labels, ..ServiceSpec::default() };
         let mut task = fixture::task_with_resolvers("t1", "web", "node1", &[]);
         task.status.state = TaskState::Running;
-        let (mut store, cluster) = (Store::default(), Cluster { feature_level: LEVEL, ..fixture::cluster() });
+        let (mut store, cluster) = (Store::default(), Cluster { feature_level: SCALING_REASONS, ..fixture::cluster() });
         write(&mut store, vec![Action::create(cluster), Action::create(fixture::service("web", spec)), Action::create(task)]);
         store
     }

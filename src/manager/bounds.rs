@@ -54,11 +54,17 @@ pub fn status(mut status: TaskStatus) -> TaskStatus {
     status
 }
 
+/// Clients of one service that wait on one node: as many connections as its waiting room has, and as many requests.
+const WAITING: u64 = 1024;
+
 /// Demand for services that are scaled by load: of others it is of no use.
 #[must_use]
 pub fn demand(store: &Store, mut demand: Demand) -> Demand {
     let is_scaled = |id: &ServiceId| store.service(id).is_some_and(|service| service.spec.labels.contains_key(autoscale::RANGE));
     demand.services.retain(|id, _| is_scaled(id));
+    for service in demand.services.values_mut() {
+        service.waiting = service.waiting.min(WAITING);
+    }
     demand
 }
 

@@ -81,7 +81,7 @@ impl RoundPlanner {
         // Before the orchestrator, so that a successor is made in the same round.
         draft.add("constraint enforcer", self.scheduler.enforce(draft.state(), now));
         draft.add("root rotation", root_rotation::plan(draft.state(), &mut rand::rng()));
-        draft.add("key changes", self.key_changes.plan(draft.state(), applied.awaited));
+        draft.add("key changes", self.key_changes.plan(store, applied.awaited));
         let vault = self.settings.vault.as_deref();
         draft.add("payload keys", payload_keys::plan(draft.state(), vault, &mut rand::rng()));
         draft.add("autoscaler", self.autoscaler.plan(draft.state(), now));

@@ -3,8 +3,8 @@
 use crate::clock::Clock;
 use crate::model::{NodeId, NodeState, WgKey};
 use crate::protocol::removal_reason;
-use crate::rpc::KeyChangeAuthority;
-use crate::store::{Action, Condition, FieldUpdate, KEY_CHANGES, KeyChange, Store, StoreHandle, Transaction};
+use crate::rpc::{KeyChangeAuthority, KeyChangeRefusal};
+use crate::store::{Action, Condition, FieldUpdate, KEY_CHANGES, KeyChange, ProposeError, Store, StoreHandle, Transaction};
 use async_trait::async_trait;
 use std::sync::Arc;
 
@@ -13,8 +13,8 @@ pub(super) struct KeyAuthority {
     pub clock: Arc<dyn Clock>,
 }
 
-/// Why the node may not begin a change now. One node at a time: two that change at once would each wait for a handshake that the other
-/// cannot answer.
+/// Why the node may not begin a change now. One node at a time: of two that change at once each may wait for a handshake that the other
+/// does not answer yet. (Two that begin in the same moment are not kept apart: both go on, with a longer pause.)
 fn refusal(store: &Store, id: &NodeId) -> Option<String> {
     let level = store.feature_level();
     if level < KEY_CHANGES {
@@ -36,34 +36,46 @@ fn refusal(store: &Store, id: &NodeId) -> Option<String> {
 }
 
 impl KeyAuthority {
-    async fn write(&self, id: &NodeId, change: KeyChange, condition: Option<Condition>) -> Result<(), String> {
+    async fn write(&self, id: &NodeId, change: KeyChange, condition: Option<Condition>) -> Result<(), KeyChangeRefusal> {
         let action = Action::Set(FieldUpdate::TunnelKey { id: id.clone(), change });
         let written = self.store.propose(Transaction::new(self.clock.now(), vec![action]).require(condition)).await;
-        written.map(drop).map_err(|error| error.to_string())
+        written.map(drop).map_err(|error| match error {
+            ProposeError::Refused(why) => KeyChangeRefusal::Refused(why.to_string()),
+            other => KeyChangeRefusal::Unknown(other.to_string()),
+        })
     }
 }
 
 #[async_trait]
 impl KeyChangeAuthority for KeyAuthority {
-    async fn begin(&self, id: &NodeId, key: WgKey) -> Result<(), String> {
+    async fn begin(&self, id: &NodeId, key: WgKey) -> Result<(), KeyChangeRefusal> {
         let store = self.store.read();
-        let node = store.node(id).ok_or_else(|| removal_reason(id))?;
-        if node.mesh.key == key || node.mesh.next.is_some_and(|next| next.key == key) {
+        let node = store.node(id).ok_or_else(|| KeyChangeRefusal::Refused(removal_reason(id)))?;
+        if node.mesh.key == key {
+            // It has no other one to change it for.
+            return if node.mesh.next.is_some() { self.write(id, KeyChange::Begin(key), None).await } else { Ok(()) };
+        }
+        if node.mesh.next.is_some_and(|next| next.key == key) {
             return Ok(());
         }
         if let Some(why) = refusal(&store, id) {
-            return Err(why);
+            return Err(KeyChangeRefusal::Refused(why));
         }
         self.write(id, KeyChange::Begin(key), Some(Condition::FreeKey { key })).await
     }
 
-    async fn in_use(&self, id: &NodeId, key: WgKey) -> Result<(), String> {
-        let store = self.store.read();
-        let node = store.node(id).ok_or_else(|| removal_reason(id))?;
-        if node.mesh.key == key {
+    async fn in_use(&self, id: &NodeId, key: WgKey) -> Result<(), KeyChangeRefusal> {
+        let uses = || {
+            let store = self.store.read();
+            let node = store.node(id).ok_or_else(|| KeyChangeRefusal::Refused(removal_reason(id)))?;
+            Ok(node.mesh.key == key)
+        };
+        if uses()? {
             return Ok(());
         }
-        self.write(id, KeyChange::InUse(key), None).await
+        self.write(id, KeyChange::InUse(key), None).await?;
+        let why = || KeyChangeRefusal::Refused("the managers know another next key of this node".to_owned());
+        if uses()? { Ok(()) } else { Err(why()) }
     }
 }
 

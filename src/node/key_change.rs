@@ -28,6 +28,8 @@ enum KeyStep {
     None,
     /// Tell a manager of the next key.
     Announce(WgKey),
+    /// Keep this key: the managers have a next one that this node does not have. While they do, no other node changes its key.
+    GiveUp(WgKey),
     /// Not every node that is up knows the next key.
     WaitForNodes,
     /// Use the next key.
@@ -48,6 +50,7 @@ impl KeyStep {
         match self {
             Self::None => "",
             Self::Announce(_) => "the next key is being announced to the managers",
+            Self::GiveUp(_) => "a next key that this node does not have is being given up",
             Self::WaitForNodes => "waiting until every node that is up knows the next key",
             Self::Use => "the tunnel is about to use the next key",
             Self::Report(_) => "the tunnel uses the new key; the managers are being notified",
@@ -58,9 +61,18 @@ impl KeyStep {
     }
 }
 
-/// `own`: this node's key and its successor, as the managers have them. `sealed`: the key that this manager's copy of the key of secrets and
-/// configs is sealed to.
-fn plan(files: KeyFiles, own: Option<(WgKey, Option<NextKey>)>, sealed: Option<WgKey>) -> KeyStep {
+/// What this node's copy of the key of secrets and configs is sealed to.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Sealed {
+    /// It has none: it is a worker, or there are no secrets.
+    Nothing,
+    /// The manager part does not run.
+    Unknown,
+    Key(WgKey),
+}
+
+/// `own`: this node's key and its successor, as the managers have them.
+fn plan(files: KeyFiles, own: Option<(WgKey, Option<NextKey>)>, sealed: Sealed) -> KeyStep {
     let KeyFiles { current, next, previous } = files;
     let Some((key, successor)) = own else { return KeyStep::None };
     if current != key {
@@ -68,13 +80,17 @@ fn plan(files: KeyFiles, own: Option<(WgKey, Option<NextKey>)>, sealed: Option<W
         return if is_successor { KeyStep::Report(current) } else { KeyStep::Unknown };
     }
     match (previous, next) {
-        (Some(previous), _) if sealed == Some(previous) => KeyStep::WaitForSeal,
+        (Some(previous), _) if sealed == Sealed::Key(previous) || sealed == Sealed::Unknown => KeyStep::WaitForSeal,
         (Some(_), _) => KeyStep::Forget,
         (None, Some(next)) => match successor.filter(|successor| successor.key == next) {
             Some(NextKey { known: true, .. }) => KeyStep::Use,
             Some(_) => KeyStep::WaitForNodes,
+            // The managers may have one of before, which no node can use: it makes room.
+            None if successor.is_some_and(|successor| successor.known) => KeyStep::GiveUp(current),
             None => KeyStep::Announce(next),
         },
+        // Refused, or its answer lost, and written later all the same; or its file was removed.
+        (None, None) if successor.is_some() => KeyStep::GiveUp(current),
         (None, None) => KeyStep::None,
     }
 }
@@ -113,7 +129,7 @@ impl KeyChanger {
     pub(super) async fn begin(&self) -> anyhow::Result<WgKey> {
         let files = self.files(KeyFiles::read).await?;
         match plan(files, self.own(), self.sealed()) {
-            KeyStep::None | KeyStep::Announce(_) => {}
+            KeyStep::None | KeyStep::Announce(_) | KeyStep::GiveUp(_) => {}
             KeyStep::Report(_) | KeyStep::WaitForSeal | KeyStep::Forget => return Ok(files.current),
             KeyStep::Use | KeyStep::WaitForNodes => return Ok(files.next.unwrap_or(files.current)),
             KeyStep::Unknown => anyhow::bail!(KeyStep::Unknown.text()),
@@ -152,7 +168,11 @@ impl KeyChanger {
                             is_done = changed;
                             String::new()
                         }
-                        Err(error) => format!("{error:#}"),
+                        Err(error) => {
+                            // It may have failed after the files were changed.
+                            files = None;
+                            format!("{error:#}")
+                        }
                     };
                     if !error.is_empty() {
                         tracing::warn!(error, step = step.text(), "the change of this node's WireGuard key waits");
@@ -179,6 +199,10 @@ impl KeyChanger {
         match step {
             KeyStep::None | KeyStep::WaitForNodes | KeyStep::WaitForSeal | KeyStep::Unknown => Ok(false),
             KeyStep::Announce(key) => self.announce(key).await.map(|()| false),
+            KeyStep::GiveUp(key) => {
+                self.ask(KeyChangeRequest::Begin(key), key).await?;
+                Ok(false)
+            }
             KeyStep::Use => {
                 self.files(KeyFiles::use_next).await?;
                 self.env.read_tunnel_keys()?;
@@ -236,9 +260,13 @@ impl KeyChanger {
         Some((node.key, node.next))
     }
 
-    fn sealed(&self) -> Option<WgKey> {
-        let store = self.store.borrow().as_ref()?.read();
-        Some(store.payload_keys()?.managers.get(&self.me)?.recipient)
+    fn sealed(&self) -> Sealed {
+        let Some(store) = self.store.borrow().as_ref().map(StoreHandle::read) else {
+            let is_manager = self.view.borrow().as_ref().and_then(|view| Some(view.cluster.node(&self.me)?.manager));
+            return if is_manager == Some(false) { Sealed::Nothing } else { Sealed::Unknown };
+        };
+        let own = store.payload_keys().and_then(|keys| Some(keys.managers.get(&self.me)?.recipient));
+        own.map_or(Sealed::Nothing, Sealed::Key)
     }
 }
 
@@ -258,27 +286,31 @@ mod tests {
         let begun = files(OLD, Some(NEW), None);
         let used = files(NEW, None, Some(OLD));
         for (files, own, sealed, step) in [
-            (steady, None, None, KeyStep::None),
-            (steady, Some((OLD, None)), Some(OLD), KeyStep::None),
+            (steady, None, Sealed::Nothing, KeyStep::None),
+            (steady, Some((OLD, None)), Sealed::Key(OLD), KeyStep::None),
             // Killed after the key was drawn, before or after it was announced.
-            (begun, Some((OLD, None)), None, KeyStep::Announce(NEW)),
-            (begun, Some((OLD, next(false))), None, KeyStep::WaitForNodes),
-            (begun, Some((OLD, next(true))), Some(OLD), KeyStep::Use),
+            (begun, Some((OLD, None)), Sealed::Nothing, KeyStep::Announce(NEW)),
+            (begun, Some((OLD, next(false))), Sealed::Nothing, KeyStep::WaitForNodes),
+            (begun, Some((OLD, next(true))), Sealed::Key(OLD), KeyStep::Use),
             // The managers have one that was given up; no node uses it.
-            (begun, Some((OLD, Some(NextKey { key: OTHER, known: true }))), None, KeyStep::Announce(NEW)),
-            (steady, Some((OLD, next(true))), None, KeyStep::None),
+            (begun, Some((OLD, Some(NextKey { key: OTHER, known: false }))), Sealed::Nothing, KeyStep::Announce(NEW)),
+            (begun, Some((OLD, Some(NextKey { key: OTHER, known: true }))), Sealed::Nothing, KeyStep::GiveUp(OLD)),
+            (steady, Some((OLD, next(true))), Sealed::Nothing, KeyStep::GiveUp(OLD)),
+            (steady, Some((OLD, next(false))), Sealed::Nothing, KeyStep::GiveUp(OLD)),
             // Killed after the files were changed, before the managers were notified, or by a view of before that.
-            (used, Some((OLD, next(true))), Some(OLD), KeyStep::Report(NEW)),
-            (files(NEW, None, None), Some((OLD, next(true))), None, KeyStep::Report(NEW)),
-            (used, Some((NEW, None)), Some(OLD), KeyStep::WaitForSeal),
-            (used, Some((NEW, None)), Some(NEW), KeyStep::Forget),
-            (used, Some((NEW, None)), None, KeyStep::Forget),
-            (files(NEW, None, None), Some((NEW, None)), Some(NEW), KeyStep::None),
+            (used, Some((OLD, next(true))), Sealed::Key(OLD), KeyStep::Report(NEW)),
+            (files(NEW, None, None), Some((OLD, next(true))), Sealed::Nothing, KeyStep::Report(NEW)),
+            (used, Some((NEW, None)), Sealed::Key(OLD), KeyStep::WaitForSeal),
+            (used, Some((NEW, None)), Sealed::Key(NEW), KeyStep::Forget),
+            (used, Some((NEW, None)), Sealed::Nothing, KeyStep::Forget),
+            // A manager whose manager part does not run: the key of secrets may still be sealed to the old one.
+            (used, Some((NEW, None)), Sealed::Unknown, KeyStep::WaitForSeal),
+            (files(NEW, None, None), Some((NEW, None)), Sealed::Key(NEW), KeyStep::None),
             // Another change was asked for meanwhile: this one ends first.
-            (files(NEW, Some(OTHER), Some(OLD)), Some((NEW, None)), Some(OLD), KeyStep::WaitForSeal),
-            (files(NEW, Some(OTHER), None), Some((NEW, None)), None, KeyStep::Announce(OTHER)),
+            (files(NEW, Some(OTHER), Some(OLD)), Some((NEW, None)), Sealed::Key(OLD), KeyStep::WaitForSeal),
+            (files(NEW, Some(OTHER), None), Some((NEW, None)), Sealed::Nothing, KeyStep::Announce(OTHER)),
             // Restored.
-            (steady, Some((OTHER, None)), None, KeyStep::Unknown),
+            (steady, Some((OTHER, None)), Sealed::Nothing, KeyStep::Unknown),
         ] {
             assert_eq!(plan(files, own, sealed), step, "{files:?} {own:?} {sealed:?}");
         }
@@ -299,6 +331,8 @@ mod tests {
         assert_eq!(read(), KeyFiles { current: old, next: Some(new), previous: None });
         KeyFiles::use_next(&dir).unwrap();
         assert_eq!(read(), KeyFiles { current: new, next: None, previous: Some(old) });
+        KeyFiles::use_next(&dir).expect_err("there is none");
+        assert_eq!(read(), KeyFiles { current: new, next: None, previous: Some(old) }, "the key before is still there");
         let all = super::super::key_files::private_keys(&dir).unwrap();
         assert_eq!(all.iter().map(crate::trust::TunnelKey::public).collect::<Vec<_>>(), [new, old]);
         KeyFiles::forget_previous(&dir).unwrap();

@@ -54,6 +54,8 @@ impl KeyFiles {
     /// A file cannot be written; the tunnel's key is the one or the other.
     pub(super) fn use_next(dir: &StateDir) -> anyhow::Result<()> {
         let (current, previous) = (dir.tunnel_key(), dir.previous_tunnel_key());
+        // Before the only copy of the key before is replaced by the tunnel's key.
+        anyhow::ensure!(dir.next_tunnel_key().exists(), "there is no next key to use");
         let before = std::fs::read(&current).with_context(|| format!("cannot read {}", current.display()))?;
         durable::replace(&previous, &before).with_context(|| format!("cannot write {}", previous.display()))?;
         let renamed = std::fs::rename(dir.next_tunnel_key(), &current).and_then(|()| File::open(dir.path())?.sync_all());

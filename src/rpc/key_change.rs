@@ -17,19 +17,30 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::server::TlsStream;
 
+/// Why a manager has not written a step, for people.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum KeyChangeRefusal {
+    /// It is not written, and will not be.
+    #[error("{0}")]
+    Refused(String),
+    /// It may be written later: the node is to ask again.
+    #[error("it is not known whether the step is written: {0}")]
+    Unknown(String),
+}
+
 /// Writes what nodes ask for.
 #[async_trait]
 pub trait KeyChangeAuthority: Send + Sync {
     /// The node, which has proved that it has this key, is to use it.
     ///
     /// # Errors
-    /// Why not, for people.
-    async fn begin(&self, node: &NodeId, key: WgKey) -> Result<(), String>;
+    /// It is not, or not known to be written.
+    async fn begin(&self, node: &NodeId, key: WgKey) -> Result<(), KeyChangeRefusal>;
     /// The node uses it.
     ///
     /// # Errors
-    /// Why that is not written, for people.
-    async fn in_use(&self, node: &NodeId, key: WgKey) -> Result<(), String>;
+    /// That is not, or not known to be written.
+    async fn in_use(&self, node: &NodeId, key: WgKey) -> Result<(), KeyChangeRefusal>;
 }
 
 /// Why no manager has written a step.
@@ -131,13 +142,23 @@ pub(super) async fn serve(
     });
     let (request, not_proved) = read.await.context("no request was received in time, or no proof")??;
     let done = match (request, not_proved) {
-        (_, Some(why)) => Err(format!("the node has not proved that the WireGuard key is its own: {why}")),
+        (_, Some(why)) => {
+            Err(KeyChangeRefusal::Refused(format!("the node has not proved that the WireGuard key is its own: {why}")))
+        }
         (KeyChangeRequest::Begin(key), None) => authority.begin(node, key).await,
         (KeyChangeRequest::InUse(key), None) => authority.in_use(node, key).await,
     };
-    let answer = done.clone().map_or_else(ToKeyChanger::Refused, |()| ToKeyChanger::Done);
+    let answer = match &done {
+        Ok(()) => ToKeyChanger::Done,
+        Err(KeyChangeRefusal::Refused(why)) => ToKeyChanger::Refused(why.clone()),
+        // A connection without an answer has failed: the node tries again, here or elsewhere.
+        Err(error @ KeyChangeRefusal::Unknown(_)) => {
+            writer.close().await;
+            return Err(error.clone().into());
+        }
+    };
     let written = writer.write(&answer).await;
     writer.close().await;
-    done.map_err(anyhow::Error::msg)?;
+    done?;
     Ok(written?)
 }

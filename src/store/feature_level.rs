@@ -12,6 +12,7 @@
 //! |   |     | the ACME account and its certificates |
 //! |   |     | updates, other modes than replicated, causes of tasks, tasks of plain containers: what `newer_field` of the types says |
 //! | 3 | 0.3 | a node changes its WireGuard key ([`FieldUpdate::TunnelKey`]) |
+//! |   |     | why a service was scaled, if not by its connections ([`crate::model::Scaling`]) |
 
 use super::field_update::FieldUpdate;
 use super::object::{Action, Kind, Object, Store, StoreError};
@@ -87,6 +88,9 @@ fn check_level(transaction: &Transaction, level: u32) -> Result<(), StoreError> 
 /// First level at which nodes may change their WireGuard keys. Every node knows the key to come of another from the same level on.
 pub const KEY_CHANGES: u32 = 3;
 
+/// First level at which a change of a service's replicas by its load may have a reason.
+pub const SCALING_REASONS: u32 = 3;
+
 /// What managers of level 2 refuse.
 fn newest_field(action: &Action) -> Option<(Kind, &'static str)> {
     match action {
@@ -94,6 +98,9 @@ fn newest_field(action: &Action) -> Option<(Kind, &'static str)> {
             Some((Kind::Node, NEXT_KEY))
         }
         Action::Set(FieldUpdate::TunnelKey { .. }) => Some((Kind::Node, NEXT_KEY)),
+        Action::Set(FieldUpdate::ServiceReplicas { scaling, .. }) if scaling.reason.is_some() => {
+            Some((Kind::Service, "the reason of a change of its replicas"))
+        }
         _ => None,
     }
 }

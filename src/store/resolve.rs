@@ -149,8 +149,10 @@ impl FieldUpdate {
 fn change_key(mesh: &mut NodeMesh, change: KeyChange) {
     match (change, &mut mesh.next) {
         (KeyChange::Begin(key), None) if key != mesh.key => mesh.next = Some(NextKey { key, known: false }),
-        // The node draws another one only if it does not use this one.
-        (KeyChange::Begin(key), Some(next)) if key != mesh.key && key != next.key => *next = NextKey { key, known: false },
+        // The node gives up one that it does not have.
+        (KeyChange::Begin(key), Some(_)) if key == mesh.key => mesh.next = None,
+        // It may use one that is known, whatever a write says that comes late.
+        (KeyChange::Begin(key), Some(next)) if key != next.key && !next.known => *next = NextKey { key, known: false },
         (KeyChange::Known(key), Some(next)) if next.key == key => next.known = true,
         (KeyChange::InUse(key), Some(next)) if next.key == key => (mesh.key, mesh.next) = (key, None),
         _ => {}

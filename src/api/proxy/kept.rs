@@ -1,5 +1,5 @@
 //! A request of a connection, for the HTTP server behind: to that one the connection ends with the request, once it is answered. So the
-//! next one is routed anew, as if it came on a connection of its own.
+//! next one is routed again, as if it came on a connection of its own.
 
 use crate::http::ByteStream;
 use axum::Router;

@@ -25,7 +25,7 @@ pub struct PoolChoice {
 }
 
 /// Pools for a new cluster: those that the user asked for, else the default one unless a route of the host covers it. Smaller
-/// routes are reserved; in a pool that nobody asked for with what is near them, where that leaves room in the pool. A pool that
+/// routes are reserved; in a pool that the user did not ask for with what is near them, where that leaves room in the pool. A pool that
 /// the user asked for is kept although a route covers it.
 #[must_use]
 pub fn choose_pools(asked: &[Ipv4Net], routes: &[Ipv4Net]) -> PoolChoice {

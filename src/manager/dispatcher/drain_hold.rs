@@ -24,8 +24,11 @@ impl DrainHold {
 
     /// Whether the stop is still held back.
     fn lasts(&mut self, applied: Revision, now: Timestamp, pause: Duration, at_most: Duration) -> bool {
+        // The clock may have been set back.
+        self.since = self.since.min(now);
         if applied.index >= self.index {
-            self.drained.get_or_insert(now);
+            let drained = self.drained.get_or_insert(now);
+            *drained = (*drained).min(now);
         }
         let is_quiet = self.drained.is_some_and(|drained| now.since(drained) >= pause);
         !is_quiet && now.since(self.since) < at_most
@@ -110,8 +113,12 @@ mod tests {
         // A node that has just come back is behind: it has been away, and sent nothing.
         assert!(lasts(before, 2199));
         assert!(!lasts(after, 2200));
+        let mut hold = DrainHold::new(7, at(10_000));
+        assert!(hold.lasts(after, at(10_100), pause, at_most));
+        assert!(hold.lasts(after, at(3000), pause, at_most), "the clock was set back");
+        assert!(!hold.lasts(after, at(3200), pause, at_most), "by as long as that is, the stop is not held");
         let mut hold = DrainHold::new(7, at(1000));
         assert!(hold.lasts(before, at(5999), pause, at_most));
-        assert!(!hold.lasts(before, at(6000), pause, at_most), "a node that applies nothing holds nobody back for ever");
+        assert!(!hold.lasts(before, at(6000), pause, at_most), "a node that applies nothing does not hold it for ever");
     }
 }

@@ -254,7 +254,7 @@ async fn a_connection_serves_requests_until_one_is_the_engines_or_says_that_it_i
         )
     };
     let get = |target: &str, more: &str| format!("GET {target} HTTP/1.1\r\nHost: x\r\n{more}\r\n");
-    // One after the other: with a body, refused, with a target that is encoded anew.
+    // One after the other: with a body, refused, with a target that is encoded again.
     for (sent, status) in [
         (get("/services", ""), "200"),
         (create("{"), "400"),

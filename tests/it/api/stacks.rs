@@ -2,6 +2,7 @@
 //! does with a stack.
 
 use super::docker_cli::{docker, docker_refused, run_docker};
+use super::fixture::ApiFixture;
 use super::managed::ManagedSwarm;
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -31,6 +32,12 @@ async fn deploy(swarm: &ManagedSwarm, file: &Path, stack: &str) {
     settled(swarm).await;
 }
 
+/// On a network, as the services of the stacks: its tasks are stopped as theirs are, so later than those that were to stop before.
+async fn canary(api: &ApiFixture) {
+    docker(api, "network create -d overlay canary").await;
+    docker(api, "service create -d --no-resolve-image --name canary --network canary --stop-grace-period 1s lab:1").await;
+}
+
 /// Waits until the orchestrator has seen everything that was written before: it carries out a later change of another service.
 async fn settled(swarm: &ManagedSwarm) {
     let force = docker(&swarm.api, "service update -d --force --no-resolve-image canary").await;
@@ -53,7 +60,7 @@ async fn ten_well_known_stacks_are_deployed_again_without_a_new_task_and_removed
     docker(api, "network create -d overlay --attachable traefik-public").await;
     run_docker(api, &["secret", "create", "db_password", "-"], "secret").await;
     run_docker(api, &["config", "create", "php_settings", "-"], "memory_limit=1G").await;
-    docker(api, "service create -d --no-resolve-image --name canary --stop-grace-period 1s lab:1").await;
+    canary(api).await;
     for stack in STACKS {
         let file = folder().join(format!("{stack}.yml"));
         deploy(&swarm, &file, stack).await;
@@ -93,7 +100,7 @@ fn spec_versions(swarm: &ManagedSwarm, stack: &str) -> BTreeMap<String, u64> {
 async fn a_stack_changes_by_what_its_files_change_and_is_pruned() {
     let swarm = ManagedSwarm::new().await;
     let (api, dir) = (&swarm.api, swarm.api.socket.parent().unwrap().to_owned());
-    docker(api, "service create -d --no-resolve-image --name canary --stop-grace-period 1s lab:1").await;
+    canary(api).await;
     let write = |name: &str, text: &str| {
         let file = dir.join(name);
         std::fs::write(&file, text).unwrap();

@@ -19,6 +19,9 @@ pub const RECORDED: [(u32, &str); 5] = [
     (6, include_str!("messages-6.json")),
 ];
 
+/// What every format has.
+const KINDS: [&str; 4] = ["ToManager", "ToNode", "FromJoiner", "ToJoiner"];
+
 fn check<T: Serialize + DeserializeOwned>(format: u32, recorded: &Value, kind: &str) -> Vec<T> {
     let messages = recorded[kind].as_array().unwrap_or_else(|| panic!("{format}: no {kind}"));
     let read = |message: &Value| -> T {
@@ -36,12 +39,15 @@ fn the_messages_of_each_format_are_read_and_written() {
         check::<ToNode>(format, &recorded, "ToNode");
         check::<FromJoiner>(format, &recorded, "FromJoiner");
         check::<ToJoiner>(format, &recorded, "ToJoiner");
-        // Its connection names its own format.
-        if format == FORMATS.newest {
-            assert_eq!(check::<MembershipAnswer>(format, &recorded, "MembershipAnswer").len(), 3);
-            check::<RenewalRequest>(format, &recorded, "RenewalRequest");
-            check::<RenewalAnswer>(format, &recorded, "RenewalAnswer");
-            check::<ManagerGreeting>(format, &recorded, "ManagerGreeting");
+        // Their connections name formats of their own.
+        for others in recorded.as_object().unwrap().keys().filter(|kind| !KINDS.contains(&kind.as_str())) {
+            match others.as_str() {
+                "MembershipAnswer" => drop(check::<MembershipAnswer>(format, &recorded, others)),
+                "RenewalRequest" => drop(check::<RenewalRequest>(format, &recorded, others)),
+                "RenewalAnswer" => drop(check::<RenewalAnswer>(format, &recorded, others)),
+                "ManagerGreeting" => drop(check::<ManagerGreeting>(format, &recorded, others)),
+                other => panic!("{format}: {other} is read by no type"),
+            }
         }
         for message in check::<ToManager>(format, &recorded, "ToManager") {
             assert!(message.is_in(format), "{message:?}");

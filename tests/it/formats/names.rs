@@ -15,6 +15,7 @@ use skep::store::{Store, Transaction, decode_document};
 
 /// An entry of feature level 2 with an object, a write of one field and a condition of every kind, all fields set.
 const ENTRY: &str = include_str!("entry-2.json");
+const ENTRY_3: &str = include_str!("entry-3.json");
 /// The same objects in a snapshot.
 const SNAPSHOT: &str = include_str!("snapshot-2.json");
 /// Values of the types that have many.
@@ -34,7 +35,9 @@ fn read<T: DeserializeOwned>(names: &RecordedNames, recorded: &Value, kind: &str
 #[test]
 fn every_field_and_variant_is_in_a_recorded_document() {
     let names = RecordedNames::default();
-    names.read::<Transaction>(&parse(ENTRY)["transaction"]).unwrap();
+    for entry in [ENTRY, ENTRY_3] {
+        names.read::<Transaction>(&parse(entry)["transaction"]).unwrap();
+    }
     names.read::<Store>(&parse(SNAPSHOT)["store"]).unwrap();
     for (_, text) in super::messages::RECORDED {
         let recorded = parse(text);
@@ -67,20 +70,22 @@ fn every_field_and_variant_is_in_a_recorded_document() {
     assert_eq!(
         missing.collect::<Vec<_>>(),
         [""; 0],
-        "add them to tests/it/formats/: entry-2.json, snapshot-2.json, messages-5.json or words.json, as this build writes them"
+        "add them to tests/it/formats/: entry-3.json, snapshot-2.json, messages-6.json or words.json, as this build writes them"
     );
 }
 
 #[test]
-fn an_entry_with_every_field_of_level_2_is_read_and_written_the_same() {
+fn entries_with_every_field_of_their_level_are_read_and_written_the_same() {
     #[derive(serde::Serialize, serde::Deserialize)]
     struct Entry {
         format: u32,
         transaction: Transaction,
         id: u64,
     }
-    let read: Entry = decode_document(ENTRY.as_bytes()).unwrap();
-    assert_eq!(serde_json::to_value(&read).unwrap(), parse(ENTRY));
+    for entry in [ENTRY, ENTRY_3] {
+        let read: Entry = decode_document(entry.as_bytes()).unwrap();
+        assert_eq!(serde_json::to_value(&read).unwrap(), parse(entry));
+    }
 }
 
 #[test]

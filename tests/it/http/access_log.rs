@@ -10,7 +10,7 @@ const PATH: usize = 8_000;
 const REQUESTS: usize = 1_500;
 
 #[tokio::test]
-async fn requests_are_answered_while_nobody_reads_the_access_log() {
+async fn requests_are_answered_while_the_access_log_is_not_read() {
     let port = free_port();
     task::serve(TASK, port);
     let port = port.to_string();

@@ -49,7 +49,7 @@ async fn tls_1_2_and_1_3_are_spoken_and_nothing_older() {
     task::serve(ONE, port);
     let labels = [("skep.http", "shop.test"), ("skep.http.port", &port.to_string())];
     let ingress = Ingress::with("tls-versions", vec![Site::new(&labels, &[ONE])]).await;
-    // Its own library is told to speak whatever it can.
+    // Its own library is set to speak whatever it can.
     let ask = |least: &str, most: &str| {
         ingress.curl(&[
             least,
@@ -69,6 +69,6 @@ async fn tls_1_2_and_1_3_are_spoken_and_nothing_older() {
     {
         let answer = ask(least, most);
         assert_eq!(answer == "200", served, "{most}: {answer}");
-        assert!(served || answer.contains("alert protocol version"), "{most}: {answer}");
+        assert!(served || answer.contains("alert"), "{most}: refused by the server: {answer}");
     }
 }

@@ -36,6 +36,13 @@ impl Script {
         script
     }
 
+    /// The feature level of the cluster.
+    pub fn level(&mut self, level: u32) {
+        let cluster = self.store.cluster().unwrap().clone();
+        let raised = skep::model::Cluster { feature_level: level, ..cluster };
+        apply(&mut self.store, self.now, vec![Action::update(raised)]);
+    }
+
     pub fn node(&mut self, i: usize, change: impl FnOnce(&mut skep::model::Node)) {
         let mut next = self.store.node(&node(i)).unwrap().clone();
         change(&mut next);

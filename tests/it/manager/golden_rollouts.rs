@@ -5,6 +5,7 @@ use super::golden::Script;
 use skep::model::service::UpdateConfig;
 use skep::model::task::{RestartCondition, RestartPolicy};
 use skep::model::{Availability, Demand, NodeState, ServiceDemand, ServiceSpec, Task, TaskState, TaskStatus};
+use skep::store::SCALING_REASONS;
 use skep::store::Action;
 use std::time::Duration;
 
@@ -205,6 +206,7 @@ fn replicated_job() {
 #[test]
 fn from_0_with_the_first_client_and_back_without() {
     let mut s = Script::new(2);
+    s.level(SCALING_REASONS);
     let mut web = service("web", 0, &[(8080, 80)], &[]);
     let labels = [("skep.autoscale", "0..2"), ("skep.autoscale.connections", "10"), ("skep.autoscale.idle", "2m")];
     web.spec.labels = labels.map(|(key, value)| (key.to_owned(), value.to_owned())).into();

@@ -6,7 +6,7 @@ use skep::clock::SystemClock;
 use skep::datapath::sockets::HereSockets;
 use skep::model::{NodeId, Role, Secret, WgKey};
 use skep::protocol::KeyChangeRequest;
-use skep::rpc::{KeyChangeAuthority, KeyChangeError, ListenerKind, RenewalConfig, ask_key_change};
+use skep::rpc::{KeyChangeAuthority, KeyChangeError, KeyChangeRefusal, ListenerKind, RenewalConfig, ask_key_change};
 use skep::trust::{Identity, TunnelKey};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
@@ -22,11 +22,11 @@ struct Keys(Journal);
 
 #[async_trait]
 impl KeyChangeAuthority for Keys {
-    async fn begin(&self, node: &NodeId, next: WgKey) -> Result<(), String> {
+    async fn begin(&self, node: &NodeId, next: WgKey) -> Result<(), KeyChangeRefusal> {
         self.0.note(format!("begin {node} {}", next.to_base64()));
-        if next == key(3).public() { Err("another node changes its key".to_owned()) } else { Ok(()) }
+        if next == key(3).public() { Err(KeyChangeRefusal::Refused("another node changes its key".to_owned())) } else { Ok(()) }
     }
-    async fn in_use(&self, node: &NodeId, key: WgKey) -> Result<(), String> {
+    async fn in_use(&self, node: &NodeId, key: WgKey) -> Result<(), KeyChangeRefusal> {
         self.0.note(format!("in use {node} {}", key.to_base64()));
         Ok(())
     }
