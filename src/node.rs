@@ -9,6 +9,7 @@
 
 mod address;
 mod admission;
+mod advertised;
 mod attachments;
 mod backup;
 mod backup_contents;

@@ -293,6 +293,12 @@ fn a_task_whose_container_vanished_fails() {
 
 #[test]
 fn a_health_check_decides_between_starting_running_and_failed() {
+    // Whatever the exit code: one that ends politely has failed too.
+    decided_by_health(143, "task: non-zero exit (143): dockerexec: unhealthy container");
+    decided_by_health(0, "dockerexec: unhealthy container");
+}
+
+fn decided_by_health(code: i64, why: &str) {
     let mut core = settled(&[task("t1")], &[container("c1", "t1", ContainerState::Created)]);
     let mut c = container("c1", "t1", ContainerState::Running);
     c.health = Some(Health::Starting);
@@ -303,10 +309,10 @@ fn a_health_check_decides_between_starting_running_and_failed() {
     c.health = Some(Health::Unhealthy);
     check(&inspected(&mut core, 7, c.clone()), "4: stop c1 Some(10s)\napplied 1");
     core.handle(at(20), Event::Done("t1".into(), 4, Ok(None)));
-    (c.state, c.exit_code) = (ContainerState::Exited, 143);
+    (c.state, c.exit_code) = (ContainerState::Exited, code);
     check(
         &inspected(&mut core, 8, c),
-        "report t1 failed \"started\" err \"task: non-zero exit (143): dockerexec: unhealthy container\" container c1 pid 77 exit 143\napplied 1",
+        &format!("report t1 failed \"started\" err \"{why}\" container c1 pid 77 exit {code}\napplied 1"),
     );
 }
 

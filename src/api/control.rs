@@ -235,7 +235,7 @@ pub trait NodeControl: Send + Sync {
     fn store(&self) -> Option<StoreHandle>;
     /// Since when this manager knows no leader; `None` if it knows one, and on workers. What it reads may be old then.
     fn leaderless_since(&self) -> Option<Timestamp>;
-    /// Whether a network of the swarm has this name, as far as this node knows: a worker by its last view.
+    /// Whether a network of the swarm has this name, as far as this node knows: by its last view.
     fn knows_network(&self, name: &str) -> bool;
     /// Objects that the leader, if it is this node, cannot write.
     fn left_out(&self) -> Vec<UnwrittenObject>;

@@ -11,7 +11,7 @@ use crate::api::control::{
 };
 use crate::datapath::interfaces::host_addresses;
 use crate::http::BoxedStream;
-use crate::model::view::{ClusterPart, NetworkPart};
+use crate::model::view::{NetworkPart, NodeView};
 use crate::model::{AttachDenial, LogRequest, NodeId, Role, Secret, TaskId, TaskLog, Timestamp, UnwrittenObject};
 use crate::overlay::driver::attachments::AttachError;
 use crate::runtime::NetworkPlan;
@@ -67,12 +67,15 @@ impl NodeControl for DaemonControl {
     }
 
     fn knows_network(&self, name: &str) -> bool {
+        let is_in = |view: &NodeView| view.cluster.network_digests.contains(&name_digest(view.cluster.mesh, name));
         match self.0.lifecycle.state() {
-            MembershipState::Active(member) => member.view().is_some_and(|view| {
-                let ClusterPart { mesh, network_digests, .. } = &*view.cluster;
-                network_digests.contains(&name_digest(*mesh, name))
-            }),
-            _ => false,
+            MembershipState::Active(member) => member.view().is_some_and(|view| is_in(&view)),
+            MembershipState::Locked(node) => node.view().is_some_and(|view| is_in(&view)),
+            // One that could not be started has its last view on the disk; one that joins has none.
+            MembershipState::Pending { .. } => {
+                self.0.env.state_dir.ledger().load().ok().flatten().is_some_and(|view| is_in(&view))
+            }
+            MembershipState::Inactive => false,
         }
     }
 

@@ -10,6 +10,7 @@ use super::membership_teardown;
 use super::membership_writer::view_of_managers;
 use super::network::MeshNetwork;
 use super::state_dir::MembershipFile;
+use crate::model::view::NodeView;
 use crate::trust::UnlockKey;
 use async_trait::async_trait;
 use std::net::IpAddr;
@@ -61,6 +62,11 @@ impl LockedNode {
             let view = self.network.view.borrow();
             view.as_ref()?.cluster.node(&self.membership.node_id)?.endpoints.first().map(std::net::SocketAddr::ip)
         })
+    }
+
+    /// The view that it goes on with.
+    pub(super) fn view(&self) -> Option<Arc<NodeView>> {
+        self.network.view.borrow().clone()
     }
 
     /// Opens the keys on the disk. Blocks.

@@ -1,6 +1,7 @@
 //! A running membership: the network, every loop of the node on one view, the session to the leader, and on managers the
 //! manager's part.
 
+use super::advertised;
 use super::certificate_authority::CertificateIssuer;
 use super::current_membership::CurrentMembership;
 use super::engine_watch::{self, EngineReports, EngineWatch};
@@ -117,6 +118,8 @@ impl Member {
         };
         let stop = context.stop();
         context.supervisor.keep("troubles", move || troubles::run(sources.clone(), troubles_sender.clone(), stop.clone()));
+        let (addresses, blockers, stop) = (membership.addresses(), env.blockers.clone(), context.stop());
+        context.supervisor.keep("advertised address", move || advertised::run(addresses.clone(), blockers.clone(), stop.clone()));
         let (description, troubles_now) = (engine.description, troubles.clone());
         let reports =
             LoopReports { applied: applied.receivers(), statuses, listens, loads, demand, troubles: troubles_now, description };

@@ -21,7 +21,7 @@ use std::sync::Arc;
 pub(super) async fn resume(daemon: &Arc<Daemon>) -> anyhow::Result<()> {
     let env = &daemon.env;
     let Some(membership) = MembershipFile::load(&env.state_dir)? else { return Ok(()) };
-    let membership = with_current_addresses(membership).await?;
+    let membership = with_current_addresses(env, membership).await?;
     if env.keyring.is_locked() && is_locked(env, &membership)? {
         let node = LockedNode::start(env, membership).await?;
         daemon.lifecycle.set(MembershipState::Locked(Arc::new(node)));
@@ -84,14 +84,23 @@ async fn prepare_manager(env: &Environment, membership: &MembershipFile) -> Opti
     prepared.ok()
 }
 
-/// The membership with the addresses that the interfaces named by the user have now.
-async fn with_current_addresses(membership: MembershipFile) -> anyhow::Result<MembershipFile> {
+/// The membership with the addresses that its interfaces have now.
+async fn with_current_addresses(env: &Environment, membership: MembershipFile) -> anyhow::Result<MembershipFile> {
     let mut addresses = membership.addresses();
-    if addresses.listen_interface.is_none() && addresses.advertise_interface.is_none() {
-        return Ok(membership);
-    }
     for problem in addresses.resolve_again(&host_addresses().await?) {
         tracing::warn!(problem, "an interface that this node is to use has no single address now, its last one is used");
     }
-    Ok(membership.with_addresses(&addresses))
+    if let (Some(before), Some(now)) = (membership.advertise, addresses.advertise)
+        && before != now
+    {
+        tracing::warn!(%before, %now, "this machine has another address: it is advertised from now on");
+    }
+    let current = membership.clone().with_addresses(&addresses);
+    if current != membership {
+        // What was not written is found again at the next start.
+        if let Err(error) = current.store(&env.state_dir) {
+            tracing::warn!(error = format!("{error:#}"), "the addresses of this node were not written");
+        }
+    }
+    Ok(current)
 }

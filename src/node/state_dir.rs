@@ -182,6 +182,10 @@ pub(super) struct MembershipFile {
     pub listen_interface: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub advertise_interface: Option<String>,
+    /// Interface that has `advertise`, however the user gave it: where its successor is looked for. `None` for an address that the host
+    /// does not have itself, and in files of older builds until the next start.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub advertise_on: Option<String>,
     /// Address that other nodes' tunnels reach this one at, if it is another one; and the interface that the user named for it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub data_path: Option<IpAddr>,
@@ -215,6 +219,7 @@ impl MembershipFile {
             raft_id,
             listen_interface: addresses.listen_interface.clone(),
             advertise_interface: addresses.advertise_interface.clone(),
+            advertise_on: addresses.advertise_on.clone(),
             data_path: addresses.data_path,
             data_path_interface: addresses.data_path_interface.clone(),
             managers: Vec::new(),
@@ -237,6 +242,7 @@ impl MembershipFile {
             data_path_port: self.data_path_port,
             listen_interface: self.listen_interface.clone(),
             advertise_interface: self.advertise_interface.clone(),
+            advertise_on: self.advertise_on.clone(),
             data_path_interface: self.data_path_interface.clone(),
         }
     }
@@ -260,13 +266,15 @@ impl MembershipFile {
 
     /// With another address that other nodes reach it at, perhaps that of an interface.
     pub(super) fn advertising(mut self, advertise: Option<IpAddr>, interface: Option<String>) -> Self {
-        (self.advertise, self.advertise_interface) = (advertise, interface);
+        // The next start notes where the host has it.
+        (self.advertise, self.advertise_interface, self.advertise_on) = (advertise, interface, None);
         self
     }
 
     /// With other addresses of the same interfaces.
     pub(super) fn with_addresses(mut self, addresses: &ListenAddresses) -> Self {
         (self.listen, self.advertise) = (addresses.listen, addresses.advertise);
+        self.advertise_on.clone_from(&addresses.advertise_on);
         self
     }
 

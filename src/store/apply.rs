@@ -24,6 +24,11 @@ impl Store {
         Ok(())
     }
 
+    /// Time of the last transaction; `None` if an earlier build wrote the log, which kept none.
+    pub fn written_at(&self) -> Option<Timestamp> {
+        Some(self.applied.last_at).filter(|at| *at != Timestamp::default())
+    }
+
     /// Checks what the transaction requires; returns its time.
     fn begin(&mut self, index: u64, transaction: &Transaction) -> Result<Timestamp, StoreError> {
         if let Some(plan) = transaction.plan {

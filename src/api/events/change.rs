@@ -15,7 +15,7 @@ pub struct SwarmEvent {
     pub id: String,
     /// The name, and what changed as `what.old` and `what.new`.
     pub attributes: BTreeMap<String, String>,
-    /// When the object was written; of a removal, when this manager saw it.
+    /// When the object was written, or removed: by the log, as on every manager, also on one that was away meanwhile.
     pub at: Timestamp,
 }
 
@@ -105,8 +105,9 @@ impl Observed for ClusterConfig {
     }
 }
 
-/// The events that lead from one state to the other, in the order of their times; `now` is that of removals.
+/// The events that lead from one state to the other, in the order of their times. `now` is that of removals where the log has none.
 pub fn changes(before: &Store, after: &Store, now: Timestamp) -> Vec<SwarmEvent> {
+    let now = after.written_at().unwrap_or(now);
     let mut all = changes_of::<Node>(before, after, now);
     all.extend(changes_of::<Network>(before, after, now));
     all.extend(changes_of::<Service>(before, after, now));
@@ -119,7 +120,11 @@ pub fn changes(before: &Store, after: &Store, now: Timestamp) -> Vec<SwarmEvent>
 fn changes_of<T: Observed>(before: &Store, after: &Store, now: Timestamp) -> Vec<SwarmEvent> {
     let event_of = |(before, after): ChangedObject<'_, T>| match (shown(before), shown(after)) {
         (None, Some(new)) => Some(event(new, "create", BTreeMap::new(), new.meta().created_at)),
-        (Some(old), None) => Some(event(old, "remove", BTreeMap::new(), now)),
+        (Some(old), None) => {
+            // One that is hidden was written then.
+            let at = after.map_or(now, |hidden| hidden.meta().updated_at);
+            Some(event(old, "remove", BTreeMap::new(), at))
+        }
         (Some(old), Some(new)) => update(old, new),
         (None, None) => None,
     };
@@ -207,9 +212,9 @@ mod tests {
         assert_eq!(log.write(vec![Action::update(subnet.clone())]), ["network update back {\"name\": \"back\"} at 3"]);
         assert!(log.write(vec![Action::update(subnet.clone())]).is_empty(), "only its version changed");
         let removing = Network { removing: true, ..subnet };
-        assert_eq!(log.write(vec![Action::update(removing)]), ["network remove back {\"name\": \"back\"} at 99"]);
+        assert_eq!(log.write(vec![Action::update(removing)]), ["network remove back {\"name\": \"back\"} at 5"]);
         let gone = vec![Action::Remove(Kind::Network, "back".into()), Action::Remove(Kind::Service, "web".into())];
-        assert_eq!(log.write(gone), ["service remove web {\"name\": \"web\"} at 99"], "the network was removed before");
+        assert_eq!(log.write(gone), ["service remove web {\"name\": \"web\"} at 6"], "the network was removed before");
         let spec = PayloadSpec { name: "tok".to_owned(), ..PayloadSpec::default() };
         let secret = ClusterSecret { id: "s1".into(), meta: Meta::default(), spec, data: SealedData::default() };
         assert_eq!(log.write(vec![Action::create(secret)]), ["secret create s1 {\"name\": \"tok\"} at 7"]);

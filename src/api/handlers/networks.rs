@@ -5,7 +5,7 @@ use super::local_networks::{engine_list, engine_part, engine_part_named, parse_l
 use super::network_reference::{self, ReferencedNetwork, local_names};
 use super::reply::{json, ok};
 use super::request::{ApiRequest, NOT_IN_SWARM};
-use crate::api::control::NOT_MANAGER;
+use crate::api::control::{NOT_MANAGER, Standing};
 use crate::api::convert::network as convert;
 use crate::api::error::{ApiError, GrpcCode, Result};
 use crate::api::query::Filters;
@@ -143,7 +143,21 @@ async fn inspect_on_worker(request: &ApiRequest, reference: &str, scope: &str) -
             return ok(&convert::from_engine_part(&inspected));
         }
     }
+    if let Some(unreadable) = unreadable(request, reference) {
+        return Err(unreadable);
+    }
     if scope == "swarm" { Err(ApiError::not_found("network", reference)) } else { inspect_local(request, reference).await }
+}
+
+/// Why a network of the swarm cannot be read on a node that is to become, or to be again, what could read it. A worker is not: as in
+/// a real swarm it has the networks of its tasks, and clients (compose) take its 404 for that.
+fn unreadable(request: &ApiRequest, name: &str) -> Option<ApiError> {
+    let control = &request.api.control;
+    let is_known = match control.standing() {
+        Standing::Inactive | Standing::Worker => false,
+        Standing::Pending | Standing::Locked | Standing::Manager => control.knows_network(name),
+    };
+    if is_known { request.store().err() } else { None }
 }
 
 /// Inspects one of the engine's own networks; networks of skep's driver are not shown.
@@ -219,8 +233,11 @@ async fn swarm_network_named(request: &ApiRequest, name: &str) -> Option<String>
 /// DELETE /networks/{id}
 pub async fn remove(request: &ApiRequest, reference: &str) -> Result<Response> {
     let Some(handle) = request.api.control.store() else {
+        if let Some(unreadable) = unreadable(request, reference) {
+            return Err(unreadable);
+        }
         if engine_part_named(request, reference).await.is_some() {
-            return Err(ApiError::unavailable(NOT_MANAGER));
+            return Err(request.store().err().unwrap_or_else(|| ApiError::unavailable(NOT_MANAGER)));
         }
         return request.forward().await;
     };

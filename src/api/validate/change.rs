@@ -89,7 +89,7 @@ mod tests {
             json!({"ContainerSpec": {"Image": "lab:1", "Env": ["A=b"]}, "Networks": networks})
         };
         let plain = json!({"ContainerSpec": {"Image": "lab:1", "Env": ["A=b"]}});
-        let forced = json!({"ContainerSpec": {"Image": "lab:1", "Env": ["A=b"]}, "ForceUpdate": 1});
+        let forced = |times: u64| json!({"ContainerSpec": {"Image": "lab:1", "Env": ["A=b"]}, "ForceUpdate": times});
         let platform =
             json!({"ContainerSpec": {"Image": "lab:1", "Env": ["A=b"]}, "Placement": {"Platforms": [{"OS": "linux"}]}});
         for (before, after, replaces) in [
@@ -98,7 +98,12 @@ mod tests {
             (plain.clone(), container("StopGracePeriod", json!(10_000_000_000_u64)), false),
             (plain.clone(), container("Env", json!(["A=c"])), true),
             (plain.clone(), container("Init", json!(false)), true),
-            (plain.clone(), forced, true),
+            (plain.clone(), forced(1), true),
+            // Ansible posts the time, and leaves it out the next time.
+            (plain.clone(), forced(17_324_985_023_948_571), true),
+            (forced(17_324_985_023_948_571), forced(1), true),
+            (forced(1), plain.clone(), true),
+            (forced(1), forced(1), false),
             (plain.clone(), platform, false),
             (networks(["a", "b"]), networks(["b", "a"]), false),
             (networks(["a", "b"]), networks(["a", "c"]), true),

@@ -2,6 +2,7 @@
 
 use crate::api::error::{ApiError, Result};
 use crate::api::query::quote;
+use crate::model::mesh::DEFAULT_POOL;
 use crate::model::{Availability, ClusterSpec, Nanos};
 use ipnet::{IpNet, Ipv4Net};
 use serde_json::Value;
@@ -79,6 +80,11 @@ pub fn address_pools(posted: &Value) -> Result<(Vec<Ipv4Net>, u8)> {
             return Err(ApiError::failed(format!("list of CIDRs overlap: {other}, {pool}")));
         }
         pools.push(pool.trunc());
+    }
+    // The default pool is meant then.
+    if pools.is_empty() && size < u64::from(DEFAULT_POOL.prefix_len()) {
+        let pool = quote(&DEFAULT_POOL.to_string());
+        return Err(ApiError::failed(format!("invalid CIDR: {pool}. Subnet size is too small for pool: {size}")));
     }
     Ok((pools, u8::try_from(size).unwrap_or(24)))
 }

@@ -20,6 +20,8 @@ struct Course {
     planner: RoundPlanner,
     /// How far the planners' clock is ahead.
     ahead: Duration,
+    /// `STATUS MESSAGE` of the last request.
+    said: String,
 }
 
 impl Course {
@@ -44,7 +46,7 @@ impl Course {
         }
         store.write(SystemClock.now(), actions).await.unwrap();
         let planner = RoundPlanner::new(ManagerSettings::default(), 1);
-        Self { fixture: ApiFixture::serve(node, None), store, planner, ahead: Duration::ZERO }
+        Self { fixture: ApiFixture::serve(node, None), store, planner, ahead: Duration::ZERO, said: String::new() }
     }
 
     fn now(&self) -> Timestamp {
@@ -114,7 +116,8 @@ impl Course {
 
     async fn post(&mut self, target: &str, body: &Value) {
         let reply = self.fixture.client.request("POST", target, Some(body)).await.unwrap();
-        assert!(reply.status.is_success(), "{target} {body}: {}", String::from_utf8_lossy(&reply.body));
+        let message = serde_json::from_slice::<Value>(&reply.body).unwrap_or_default();
+        self.said = format!("{} {}", reply.status.as_u16(), message["message"].as_str().unwrap_or_default());
         self.plan().await;
     }
 
@@ -147,12 +150,30 @@ impl Course {
             "run" => self.run().await,
             "reject" => self.end(TaskState::Rejected).await,
             "finish" => self.end(TaskState::Complete).await,
+            "node" => self.change_node(rest).await,
             "wait" => {
                 self.ahead += Duration::from_secs(rest.parse().unwrap());
                 self.plan().await;
             }
             other => panic!("no step is {other}"),
         }
+    }
+
+    /// `NUMBER WORD`: another availability, or down.
+    async fn change_node(&mut self, change: &str) {
+        let (number, word) = change.split_once(' ').unwrap();
+        let store = self.store.read();
+        let mut node = store.nodes().find(|node| node.description.hostname == format!("lab{number}")).unwrap().clone();
+        match word {
+            "active" => node.spec.availability = Availability::Active,
+            "pause" => node.spec.availability = Availability::Pause,
+            "drain" => node.spec.availability = Availability::Drain,
+            "down" => node.status.state = NodeState::Down,
+            "zone" => drop(node.spec.labels.insert("zone".to_owned(), "a".to_owned())),
+            other => panic!("no node is {other}"),
+        }
+        self.store.write(self.now(), vec![Action::update(node)]).await.unwrap();
+        self.plan().await;
     }
 
     async fn shows(&self, what: &str) -> String {
@@ -174,6 +195,16 @@ impl Course {
                 let shown = self.get("/services?status=true").await[0]["ServiceStatus"].take();
                 let count = |key: &str| shown[key].as_u64().unwrap_or(0);
                 format!("{} {} {}", count("RunningTasks"), count("DesiredTasks"), count("CompletedTasks"))
+            }
+            "refused" => self.said.clone(),
+            "previous" => {
+                let previous = self.get("/services/web").await["PreviousSpec"].take();
+                previous["TaskTemplate"]["ContainerSpec"]["Image"].as_str().unwrap_or_default().to_owned()
+            }
+            "times" => {
+                let update = self.get("/services/web").await["UpdateStatus"].take();
+                let given = [("StartedAt", "started"), ("CompletedAt", "completed")].into_iter();
+                given.filter(|(key, _)| update[*key].is_string()).map(|(_, word)| word).collect::<Vec<_>>().join(" ")
             }
             other => panic!("nothing is {other}"),
         };
@@ -201,8 +232,10 @@ async fn services_show_what_those_of_a_real_swarm_show_or_something_else_for_a_r
         }
         let mut course = Course::new(nodes.as_deref().unwrap_or("ready,ready")).await;
         for step in steps {
+            assert!(course.said.is_empty() || course.said.starts_with('2'), "line {}: {}", case.number, course.said);
             course.step(step).await;
         }
+        assert!(what == "refused" || course.said.starts_with('2'), "line {}: {}", case.number, course.said);
         let (shown, expected) = (course.shows(what).await, case.unlike.map_or(case.real, |(ours, _)| ours.trim()));
         if shown != expected {
             wrong.push(format!("line {}: {}\n    is {shown}\n    not {expected}", case.number, case.request));

@@ -1,15 +1,19 @@
 //! Events of the swarm merged with the engine's.
 
 use super::fixture::{ApiFixture, FakeNode, SocketDir};
+use super::recorded_store;
 use axum::Router;
 use axum::body::Body;
 use axum::extract::Request;
 use axum::response::{IntoResponse as _, Response};
 use serde_json::{Value, json};
 use skep::api::control::Membership;
+use skep::clock::{Clock as _, SystemClock};
 use skep::http::{ReplyLines, bind_unix, serve_unix};
+use skep::model::Role;
+use skep::store::Action;
 use std::convert::Infallible;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 /// Bound on every wait.
@@ -150,4 +154,54 @@ async fn the_next_swarm_of_a_node_is_followed_too() {
     fixture.post("/networks/create", &json!({"Name": "front", "Driver": "overlay"})).await;
     let all = fixture.past("since=0", &["network create front"]).await;
     assert!(all.contains(&"service create web".to_owned()), "what was before is kept: {all:?}");
+}
+
+/// A node that becomes a manager gets the whole state from the leader, at once.
+#[tokio::test]
+async fn what_a_further_manager_gets_from_the_leader_is_no_news() {
+    let state = || {
+        let mut back = vec![
+            Action::create(recorded_store::cluster()),
+            Action::create(recorded_store::node("ej9fe8a4i12wa7r06tdh2hha7", "lab1", Role::Manager)),
+        ];
+        back.extend((0..20).map(|n| {
+            let (id, subnet) = (format!("network{n:0>18}"), format!("10.0.{n}.0/24"));
+            Action::create(recorded_store::network(&id, &format!("old{n}"), Some(&subnet)))
+        }));
+        back
+    };
+    for filled_at_first in [true, false] {
+        let node = FakeNode::new(Membership::Manager(FakeNode::lab1()));
+        let store = node.store.lock().unwrap().clone().unwrap();
+        if filled_at_first {
+            store.write(SystemClock.now(), state()).await.unwrap();
+        }
+        let api = ApiFixture::serve(node, None);
+        if !filled_at_first {
+            // It is followed while it is empty: the feed runs on this thread.
+            for _ in 0..100 {
+                tokio::task::yield_now().await;
+            }
+            store.write(SystemClock.now(), state()).await.unwrap();
+        }
+        let events = async || {
+            let reply = api.client.get("/v1.51/events?since=0&until=99999999999.0").await.unwrap();
+            let text = String::from_utf8_lossy(&reply.body).into_owned();
+            text.lines().map(|line| short(&serde_json::from_str(line).unwrap())).collect::<Vec<_>>()
+        };
+        let begin = Instant::now();
+        for n in 0.. {
+            assert!(begin.elapsed() < TIMEOUT, "no event of what is new");
+            let new = json!({"Name": format!("new{n}"), "Driver": "overlay"});
+            api.client.request("POST", "/networks/create", Some(&new)).await.unwrap().ok().unwrap();
+            let all = events().await;
+            assert!(
+                all.iter().all(|event| event.starts_with("network create new")),
+                "filled at first: {filled_at_first}: {all:?}"
+            );
+            if !all.is_empty() {
+                break;
+            }
+        }
+    }
 }

@@ -123,7 +123,7 @@ impl NodeControl for FakeNode {
         *self.leaderless.lock().unwrap()
     }
     fn knows_network(&self, name: &str) -> bool {
-        name == "known"
+        self.membership() != Membership::Inactive && ["known", "ingress"].contains(&name)
     }
     fn left_out(&self) -> Vec<UnwrittenObject> {
         Vec::new()
@@ -139,11 +139,6 @@ impl NodeControl for FakeNode {
         Ok(PreparedNetwork { id, name, gateway: "10.66.0.1".parse().unwrap(), belonging: None })
     }
     async fn init(&self, request: SwarmInitRequest) -> Result<NodeId, ControlError> {
-        if request.advertise_addr == "nosuch0" {
-            return Err(ControlError::invalid(
-                "advertise address must be a non-zero IP address or network interface (with optional port number)",
-            ));
-        }
         let handle = LocalProposer::handle();
         let mut cluster = super::recorded_store::cluster();
         cluster.spec = request.spec.clone();

@@ -4,17 +4,38 @@ use super::docker_cli::run_docker;
 use super::fixture::{ApiFixture, FakeNode};
 use super::recorded_store;
 use super::words::{Case, cases, table, without_ids};
+use async_trait::async_trait;
 use serde_json::{Value, json};
 use skep::api::control::Membership;
 use skep::clock::{Clock, SystemClock};
 use skep::model::node::ManagerStatus;
 use skep::model::service_update::ServiceUpdate;
 use skep::model::{NodeState, Role, Timestamp};
-use skep::store::{Action, StoreHandle};
+use skep::store::{Action, Propose, ProposeError, StoreHandle, StorePublisher, Transaction};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// Bound on the wait for an event.
 const EVENT: Duration = Duration::from_secs(10);
+
+/// Writes nothing, as on a manager that knows no leader.
+struct WithoutLeader;
+
+impl WithoutLeader {
+    /// A handle that reads what this one reads.
+    fn handle(store: &StoreHandle) -> StoreHandle {
+        let mut publisher = StorePublisher::default();
+        publisher.publish(&store.read());
+        StoreHandle::new(publisher.reader(), Arc::new(Self))
+    }
+}
+
+#[async_trait]
+impl Propose for WithoutLeader {
+    async fn propose(&self, _: Transaction) -> Result<u64, ProposeError> {
+        Err(ProposeError::NotLeader)
+    }
+}
 
 struct Swarm {
     fixture: ApiFixture,
@@ -26,11 +47,10 @@ impl Swarm {
         let node = FakeNode::new(match state {
             "outside" => Membership::Inactive,
             "worker" => Membership::Worker(FakeNode::lab2()),
-            "pending" => Membership::Pending {
-                node_addr: Some("10.123.0.2".parse().unwrap()),
-                remotes: vec!["10.123.0.1:2377".to_owned()],
-                error: String::new(),
-            },
+            // One that joins has none yet.
+            "pending" => {
+                Membership::Pending { node_addr: None, remotes: vec!["10.123.0.1:2377".to_owned()], error: String::new() }
+            }
             "locked" => Membership::Locked { node_addr: Some("10.123.0.1".parse().unwrap()) },
             "error" => Membership::Pending {
                 node_addr: Some("10.123.0.2".parse().unwrap()),
@@ -39,7 +59,8 @@ impl Swarm {
             },
             _ => Membership::Manager(FakeNode::lab1()),
         });
-        let state = if state == "lost" {
+        // A manager that was started again without a majority is one like any other, from the start.
+        let state = if ["lost", "restarted"].contains(&state) {
             *node.leaderless.lock().unwrap() = Some(Timestamp(1_700_000_000_000_000_000));
             "3/1"
         } else {
@@ -49,6 +70,9 @@ impl Swarm {
         if let (Some(store), Some((all, up))) = (&store, state.split_once('/')) {
             store.write(SystemClock.now(), objects(all.parse().unwrap(), up.parse().unwrap())).await.unwrap();
         }
+        let store =
+            if node.leaderless.lock().unwrap().is_some() { store.map(|store| WithoutLeader::handle(&store)) } else { store };
+        node.store.lock().unwrap().clone_from(&store);
         Self { fixture: ApiFixture::serve(node, None), store }
     }
 
@@ -130,14 +154,19 @@ impl Swarm {
             };
             if set { word.to_owned() } else { "-".to_owned() }
         };
+        let cluster = match &swarm["Cluster"] {
+            Value::Null => "-",
+            cluster if cluster["ID"] == "" => "zeros",
+            _ => "cluster",
+        };
         format!(
-            "{} {} {} {} {} {}",
+            "{} {} {} {} {} {} {cluster}",
             swarm["LocalNodeState"].as_str().unwrap(),
             swarm["ControlAvailable"],
             swarm["Error"],
             is_set(&swarm["NodeID"], "id"),
+            is_set(&swarm["NodeAddr"], "addr"),
             is_set(&swarm["RemoteManagers"], "managers"),
-            is_set(&swarm["Cluster"], "cluster"),
         )
     }
 
@@ -227,6 +256,7 @@ fn objects(managers: u64, up: u64) -> Vec<Action> {
     });
     let service = skep::model::fixture::service("web1serviceidaaaaaaaaaaaa", serde_json::from_value(spec).unwrap());
     actions.push(Action::create(service));
+    actions.push(Action::create(recorded_store::network("backnetworkidaaaaaaaaaaaa", "back", Some("10.0.5.0/24"))));
     actions
 }
 

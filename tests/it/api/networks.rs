@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use skep::api::control::Membership;
 use skep::clock::{Clock, SystemClock};
 use skep::model::task::Attachment;
-use skep::model::{NetworkId, NodeId, ServiceId, Task, TaskId, TaskSpec, TaskState, TaskStatus};
+use skep::model::{NetworkId, NodeId, NodeState, Role, ServiceId, Task, TaskId, TaskSpec, TaskState, TaskStatus};
 use skep::store::{Action, Kind, StoreHandle};
 use std::sync::Arc;
 
@@ -82,7 +82,11 @@ async fn a_network_is_removed_right_after_its_service_while_its_tasks_still_stop
         json!({"Name": "web", "TaskTemplate": {"ContainerSpec": {"Image": "lab:1"}, "Networks": [{"Target": SWARM_ID}]}});
     spec["Mode"] = json!({"Replicated": {"Replicas": 1}});
     let service = recorded_store::service("svcaaaaaaaaaaaaaaaaaaaaaa", spec.clone()).unwrap();
-    let actions = vec![Action::create(service), Action::create(task("t1", "svcaaaaaaaaaaaaaaaaaaaaaa", SWARM_ID))];
+    // Of a node that may never come back.
+    let mut lab2 = recorded_store::node("lab2", "lab2", Role::Worker);
+    lab2.status.state = NodeState::Down;
+    let task = Action::create(task("t1", "svcaaaaaaaaaaaaaaaaaaaaaa", SWARM_ID));
+    let actions = vec![Action::create(lab2), Action::create(service), task];
     store.write(SystemClock.now(), actions).await.unwrap();
     let engine = RecordingEngine::serve(node, with_local(&[]));
 

@@ -5,8 +5,8 @@ use super::golden::Script;
 use skep::model::service::UpdateConfig;
 use skep::model::task::{RestartCondition, RestartPolicy};
 use skep::model::{Availability, Demand, NodeState, ServiceDemand, ServiceSpec, Task, TaskState, TaskStatus};
-use skep::store::SCALING_REASONS;
 use skep::store::Action;
+use skep::store::SCALING_REASONS;
 use std::time::Duration;
 
 fn image(name: &'static str) -> impl FnOnce(&mut ServiceSpec) {

@@ -1,12 +1,12 @@
 //! Updates on simulated nodes: what serves goes on serving, what fails is found, and the update comes to an end.
 
-use super::fixture::{after, node, restarting, service, updating};
+use super::fixture::{after, network, node, restarting, service, updating};
 use super::simulation::Simulation;
 use rand::Rng;
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 use skep::model::service::UpdateConfig;
-use skep::model::task::{RestartCondition, RestartPolicy};
+use skep::model::task::{Placement, RestartCondition, RestartPolicy};
 use skep::model::{Availability, NodeState, ServiceSpec, TaskState, UpdateState};
 use skep::store::Action;
 use std::time::Duration;
@@ -180,18 +180,57 @@ fn an_update_in_the_middle_of_another_one_and_a_scale() {
 }
 
 #[test]
+fn an_update_whose_tasks_get_no_address_is_paused_with_the_reason_and_what_runs_goes_on() {
+    let mut simulation = Simulation::new(2, 5);
+    simulation.command(vec![Action::create(network("small", Some("10.9.0.0/29")))]);
+    // Of six addresses one is the gateway's and one the service's virtual address.
+    let mut web = restarting(service("web", 4, &[], &["small"]), after(Duration::from_millis(500)));
+    web.spec.update_config = Some(UpdateConfig { order: "start-first".to_owned(), ..updating(1, 2 * SECOND) });
+    simulation.command(vec![Action::create(web)]);
+    simulation.until("all run", |s| s.running("web").len() == 4);
+    let before: Vec<_> = simulation.running("web").iter().map(|task| task.id.clone()).collect();
+    simulation.update("web", image("v2"));
+    simulation.until("paused", |s| {
+        assert!(before.iter().all(|id| s.running("web").iter().any(|task| task.id == *id)), "stopped\n{}", s.dump());
+        s.update_state("web") == Some(UpdateState::Paused)
+    });
+    let message = simulation.store.service(&"web".into()).unwrap().update.clone().unwrap().message;
+    assert!(message.ends_with(": could not find an available IP on network small (10.9.0.0/29 is full)"), "{message}");
+}
+
+/// Writes the node's label `zone`.
+fn label(simulation: &mut Simulation, number: usize, zone: &str) {
+    let mut node = simulation.store.node(&node(number)).unwrap().clone();
+    node.spec.labels.insert("zone".to_owned(), zone.to_owned());
+    simulation.command(vec![Action::update(node)]);
+}
+
+#[test]
 fn a_move_is_no_restart() {
     for condition in [RestartCondition::None, RestartCondition::OnFailure, RestartCondition::Any] {
         let mut simulation = Simulation::new(3, 5);
         let policy = RestartPolicy { condition: Some(condition), max_attempts: Some(1), ..after(Duration::from_secs(30)) };
-        simulation.command(vec![Action::create(restarting(service("db", 2, &[], &[]), policy))]);
+        let mut db = restarting(service("db", 2, &[], &[]), policy);
+        let constraints = vec!["node.labels.zone==a".to_owned()];
+        db.spec.task_template.placement = Some(Placement { constraints, ..Placement::default() });
+        for n in 1..=3 {
+            label(&mut simulation, n, "a");
+        }
+        simulation.command(vec![Action::create(db)]);
         simulation.until("it runs", |s| s.running("db").len() == 2);
+        let is_elsewhere =
+            |s: &Simulation, n| s.running("db").len() == 2 && s.running("db").iter().all(|t| t.node_id != Some(node(n)));
         for round in 0..3 {
+            // A label that a constraint asks for goes.
+            for n in 1..=3 {
+                label(&mut simulation, n, "b");
+                let took = simulation.until("elsewhere", |s| is_elsewhere(s, n));
+                assert!(took < Duration::from_secs(5), "{condition:?} {round} {took:?}");
+                label(&mut simulation, n, "a");
+            }
             for n in 1..=3 {
                 simulation.availability(&node(n), Availability::Drain);
-                let took = simulation.until("elsewhere", |s| {
-                    s.running("db").len() == 2 && s.running("db").iter().all(|t| t.node_id != Some(node(n)))
-                });
+                let took = simulation.until("elsewhere", |s| is_elsewhere(s, n));
                 assert!(took < Duration::from_secs(5), "{condition:?} {round} {took:?}");
                 simulation.availability(&node(n), Availability::Active);
             }

@@ -13,7 +13,7 @@ use skep::store::{Action, ProposeError, StoreError, StoreHandle, Transaction};
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
 
 /// What of a manager others reach.
@@ -187,8 +187,11 @@ async fn writes_in_an_election_wait_and_succeed_and_fail_at_once_without_a_quoru
     managers.kill(leader);
     let left = 6 - first - leader;
     let _ = managers.manager(left).raft.status().wait_for(|s| s.leader.is_none()).await;
+    let asked = Instant::now();
     let error = managers.write(left, "c").await.expect_err("no majority");
     assert!(matches!(error, ProposeError::NotLeader), "{error}");
+    // A second is promised; a real swarm takes 20.
+    assert!(asked.elapsed() < Duration::from_secs(3), "{:?}", asked.elapsed());
     managers.stop().await;
 }
 

@@ -85,7 +85,7 @@ async fn leave_takes_everything_down_and_the_node_can_be_removed() {
     assert_eq!(get(worker, "/info").await["Swarm"]["LocalNodeState"], "inactive");
 
     swarm.running("web", 4).await;
-    within(10, "the node to be down", || async {
+    within(5, "the node to be down", || async {
         let node = get(manager, &format!("/nodes/{id}")).await;
         anyhow::ensure!(node["Status"]["State"] == "down", "{node:#}");
         Ok(())

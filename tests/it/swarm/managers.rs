@@ -177,6 +177,63 @@ async fn a_cluster_without_a_majority_is_recreated_from_one_manager() {
     swarm.stop().await;
 }
 
+/// The host's only address is another one from now on.
+async fn move_to(host: &Host, address: &str) {
+    host.run("ip address flush dev eth0 scope global").await.expect("no address");
+    host.run(&format!("ip address add {address}/24 dev eth0")).await.expect("another address");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_managers_machine_gets_another_address() {
+    let mut swarm = hosts("ad", 3, "").await;
+    let before = swarm.hosts[0].address();
+    swarm.hosts[0].docker_run(&format!("swarm init --advertise-addr {before}")).await.expect("made");
+    ok(&join(&swarm.hosts[1], before, &worker_token(&swarm.hosts[0]).await).await);
+    swarm.ready(2).await;
+    let after: std::net::Ipv4Addr = "192.0.2.77".parse().expect("an address");
+    move_to(&swarm.hosts[0], &after.to_string()).await;
+    within(20, "the address is named", || async {
+        let blockers = status(&swarm.hosts[0]).await["blockers"]["address"].clone();
+        let text = blockers.as_str().unwrap_or_default();
+        anyhow::ensure!([&before, &after].iter().all(|ip| text.contains(&ip.to_string())), "{blockers}");
+        Ok(())
+    })
+    .await;
+    swarm.hosts[0].stop_daemon(true).await.expect("killed");
+    start(&mut swarm.hosts[0]).await;
+    let shown = format!("{after}:2377");
+    within(15, "the new address everywhere", || async {
+        let info = get(&swarm.hosts[0], "/info").await["Swarm"].clone();
+        anyhow::ensure!(info["NodeAddr"] == after.to_string() && info["RemoteManagers"][0]["Addr"] == shown, "{info}");
+        let node = swarm.hosts[0].docker_run("node inspect n1 --format {{.ManagerStatus.Addr}}").await?;
+        anyhow::ensure!(node.trim() == shown, "{node}");
+        let printed = swarm.hosts[0].docker_run("swarm join-token manager").await?;
+        anyhow::ensure!(printed.contains(&shown), "{printed}");
+        let worker = get(&swarm.hosts[1], "/info").await["Swarm"]["RemoteManagers"].clone();
+        anyhow::ensure!(worker[0]["Addr"] == shown, "{worker}");
+        anyhow::ensure!(
+            status(&swarm.hosts[0]).await["blockers"]["address"].is_null(),
+            "it is named although it has the address"
+        );
+        Ok(())
+    })
+    .await;
+    // The worker has found it.
+    swarm.ready(2).await;
+    // Once more, and the cluster is re-created there: another manager that joins finds it, and both have a quorum.
+    let last: std::net::Ipv4Addr = "192.0.2.78".parse().expect("an address");
+    move_to(&swarm.hosts[0], &last.to_string()).await;
+    let recreated = swarm.hosts[0].docker_run(&format!("swarm init --force-new-cluster --advertise-addr {last}")).await;
+    assert!(recreated.expect("re-created").contains("is now a manager"));
+    let node = swarm.hosts[0].docker_run("node inspect n1 --format {{.ManagerStatus.Addr}}").await.expect("shown");
+    assert_eq!(node.trim(), format!("{last}:2377"));
+    swarm.ready(2).await;
+    ok(&join(&swarm.hosts[2], last, &manager_token(&swarm.hosts[0]).await).await);
+    reachable(&swarm.hosts[2], 2).await;
+    swarm.ready(3).await;
+    swarm.stop().await;
+}
+
 /// Runs a verb of skep on a host.
 async fn skep(host: &Host, arguments: &str) -> anyhow::Result<String> {
     host.run(&format!("{SKEP} {arguments}")).await

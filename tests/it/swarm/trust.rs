@@ -106,6 +106,13 @@ async fn managers_that_are_locked_and_a_root_that_is_replaced_while_one_is_away(
     let refused = second.docker_run("node ls").await.expect_err("locked");
     assert!(format!("{refused:#}").contains(LOCKED), "{refused:#}");
     ask(second, (second.address(), 8080).into()).await.expect("its port is served");
+    // Networks of the swarm are there, although they cannot be read: none is missing, and none of its own takes such a name.
+    let refused = second.docker_run("network create back").await.expect_err("the swarm has one");
+    assert!(format!("{refused:#}").contains("network with name back already exists"), "{refused:#}");
+    let refused = second.docker_run("network inspect back").await.expect_err("locked");
+    assert!(format!("{refused:#}").contains(LOCKED), "{refused:#}");
+    let refused = second.docker_run("network inspect nosuch").await.expect_err("there is none");
+    assert!(format!("{refused:#}").contains("network nosuch not found"), "{refused:#}");
     assert!(!has(&second.data_dir(), PLANTED));
     // The key is rotated meanwhile: this one needs the old key, once.
     swarm.hosts[0].docker_run("swarm unlock-key --rotate -q").await.expect("rotated");
@@ -127,6 +134,26 @@ async fn managers_that_are_locked_and_a_root_that_is_replaced_while_one_is_away(
     assert!(unlock(&swarm.hosts[1], &first).await.is_err(), "the old key is worth nothing any more");
     unlock(&swarm.hosts[1], &new).await.expect("unlocked");
     managers_are(&swarm.hosts[1], 3).await;
+    // All of them are locked: the first one is open as soon as the key fits, and there is no leader for it to wait for.
+    for host in &mut swarm.hosts {
+        host.stop_daemon(true).await.expect("killed");
+    }
+    for host in &mut swarm.hosts {
+        start(host).await;
+    }
+    let unlocked = tokio::time::timeout(std::time::Duration::from_secs(5), unlock(&swarm.hosts[0], &new)).await;
+    unlocked.expect("at once").expect("unlocked");
+    assert_eq!(local_state(&swarm.hosts[0]).await, "active");
+    within(5, "a manager without a leader", || async {
+        let error = get(&swarm.hosts[0], "/info").await["Swarm"]["Error"].clone();
+        anyhow::ensure!(error.as_str().is_some_and(|error| error.contains("does not have a leader")), "{error}");
+        Ok(())
+    })
+    .await;
+    for host in &swarm.hosts[1..] {
+        unlock(host, &new).await.expect("unlocked");
+    }
+    managers_are(&swarm.hosts[0], 3).await;
     // The lock is taken off.
     swarm.hosts[0].docker_run("swarm update --autolock=false").await.expect("off");
     for host in &swarm.hosts {
