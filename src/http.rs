@@ -70,11 +70,12 @@ fn group_id(text: &str, name: &str) -> Option<u32> {
     lines.find(|fields| fields.first() == Some(&name))?.get(2)?.parse().ok()
 }
 
-/// Serves a router on a unix socket until shut down. Open connections are cut then.
+/// Serves a router on a unix socket until shut down. Open connections are cut then. A client that closes its side ends its request: one that
+/// waits for an answer is not seen to leave otherwise, and holds its connection for as long as the answer takes.
 pub async fn serve_unix(listener: UnixListener, router: Router, shutdown: CancellationToken) {
     accept_each(listener, "a unix socket", &shutdown, |stream, ()| {
         let (router, shutdown) = (router.clone(), shutdown.clone());
-        tokio::spawn(async move { shutdown.run_until_cancelled(serve_connection(stream, router, true, true)).await });
+        tokio::spawn(async move { shutdown.run_until_cancelled(serve_connection(stream, router, true, false)).await });
     })
     .await;
 }

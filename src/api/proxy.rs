@@ -12,7 +12,7 @@ use super::error::ApiError;
 use crate::http::{self, ByteStream};
 use crate::splice::{LINGER, splice};
 use axum::Router;
-use bytes::{Bytes, BytesMut};
+use bytes::{Buf as _, Bytes, BytesMut};
 use hyper::StatusCode;
 pub use request_head::RequestHead;
 pub use rewind::Rewind;
@@ -62,7 +62,7 @@ async fn answer_and_keep<S: ByteStream + 'static>(
     let before = read.len();
     match head.for_handlers(read) {
         Ok(read) => {
-            let length = length + (read.len() - before);
+            let length = length.saturating_add(read.len()).saturating_sub(before);
             kept::answer_one(client, read, length, handlers).await
         }
         Err(refusal) => {
@@ -88,7 +88,13 @@ pub async fn first_head(client: &mut impl ByteStream) -> Option<(Result<RequestH
 
 /// As [`first_head`], of a request that begins with what is read already.
 async fn next_head(client: &mut impl ByteStream, mut read: BytesMut) -> Option<(Result<RequestHead, ApiError>, Bytes)> {
-    if read.is_empty() {
+    loop {
+        // Some clients end a body by an empty line: nothing of a request (RFC 9112, 2.2).
+        let empty = read.iter().take_while(|byte| matches!(byte, b'\r' | b'\n')).count();
+        read.advance(empty);
+        if !read.is_empty() {
+            break;
+        }
         let first = tokio::time::timeout(IDLE_TIMEOUT, client.read_buf(&mut read)).await;
         if !matches!(first, Ok(Ok(1..))) {
             return None;

@@ -12,7 +12,8 @@ const LENGTH: usize = 8;
 #[must_use]
 pub fn name_digest(mesh: MeshPrefix, name: &str) -> String {
     let digest = Sha256::new().chain_update(CONTEXT).chain_update(mesh.0.addr().octets()).chain_update(name).finalize();
-    digest[..LENGTH].iter().map(|byte| format!("{byte:02x}")).collect()
+    let hex = |text: String, byte: &u8| text + &format!("{byte:02x}");
+    digest[..LENGTH].iter().fold(String::new(), hex)
 }
 
 #[cfg(test)]

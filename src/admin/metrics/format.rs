@@ -13,9 +13,9 @@ pub enum MetricsFormat {
 impl MetricsFormat {
     /// The one that a client prefers by its header `Accept`.
     pub fn accepted(header: &str) -> Self {
-        let quality = |media: &str| header.split(',').filter_map(|range| quality(range, media)).max().unwrap_or(0);
+        let quality = |media: &str| header.split(',').filter_map(|range| quality(range, media)).fold(0.0, f64::max);
         let open = quality("application/openmetrics-text");
-        if open > 0 && open >= quality("text/plain") { Self::OpenMetrics } else { Self::Prometheus }
+        if open > 0.0 && open >= quality("text/plain") { Self::OpenMetrics } else { Self::Prometheus }
     }
 
     /// Media type of a text in this format.
@@ -35,16 +35,16 @@ impl MetricsFormat {
     }
 }
 
-/// How much a media type is wanted, in thousandths, if the range is this one and the version one that we write.
-fn quality(range: &str, media: &str) -> Option<u32> {
+/// How much a media type is wanted, 1 at most, if the range is this one and the version one that we write.
+fn quality(range: &str, media: &str) -> Option<f64> {
     let mut parts = range.split(';').map(str::trim);
     if !parts.next()?.eq_ignore_ascii_case(media) {
         return None;
     }
-    let mut quality = 1000;
+    let mut quality = 1.0;
     for (name, value) in parts.filter_map(|part| part.split_once('=')) {
         match name.to_ascii_lowercase().as_str() {
-            "q" => quality = (value.parse::<f64>().ok()?.clamp(0.0, 1.0) * 1000.0).round() as u32,
+            "q" => quality = value.parse::<f64>().ok().filter(|q| q.is_finite())?.clamp(0.0, 1.0),
             "version" if !matches!(value, "1.0.0" | "0.0.4") => return None,
             _ => {}
         }

@@ -65,7 +65,9 @@ struct OneRequest<S> {
 impl<S: ByteStream> OneRequest<S> {
     /// What a next request is read from.
     fn rest(self) -> Option<(S, BytesMut)> {
-        (self.left == 0 && !self.ended && self.flushed).then_some((self.stream, self.read))
+        // A client that has closed its side may have sent a further request before.
+        let may_follow = !self.ended || !self.read.is_empty();
+        (self.left == 0 && may_follow && self.flushed).then_some((self.stream, self.read))
     }
 
     /// Reads more, or finds the end.

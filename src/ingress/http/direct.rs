@@ -66,7 +66,7 @@ impl AnswerTo<'_> {
     }
 
     /// The head of an answer of a task.
-    async fn head(&mut self, head: &TaskAnswerHead, has_body: bool, context: &RequestContext) -> Result<()> {
+    fn head(&mut self, head: &TaskAnswerHead, has_body: bool, context: &RequestContext) -> Result<()> {
         match self {
             // Nothing is changed in it.
             Self::Plain(client) if !changes_answers(context) => {
@@ -77,12 +77,12 @@ impl AnswerTo<'_> {
             _ => {
                 let mut head = head.to_header(matches!(self, Self::Plain(_)))?;
                 to_client(&mut head, context)?;
-                self.header(head, has_body).await
+                self.header(head, has_body)
             }
         }
     }
 
-    async fn header(&mut self, mut head: ResponseHeader, has_body: bool) -> Result<()> {
+    fn header(&mut self, mut head: ResponseHeader, has_body: bool) -> Result<()> {
         match self {
             Self::Plain(client) => {
                 client.header(&mut head, has_body);
@@ -119,7 +119,7 @@ impl AnswerTo<'_> {
     /// Sends an answer of the ingress itself.
     async fn reply(&mut self, reply: Reply, is_head: bool) -> Result<()> {
         let (head, body) = reply.into_parts()?;
-        self.header(head, !is_head).await?;
+        self.header(head, !is_head)?;
         self.part(if is_head { Bytes::new() } else { body }, true).await
     }
 }
@@ -146,7 +146,16 @@ impl DirectProxy {
 
     /// Carries a request.
     pub async fn carry(&self, request: &mut RequestHeader, context: &mut RequestContext, mut to: AnswerTo<'_>) -> Carried {
-        let reply = match self.state.admit(request, context, |claim| claim.direct).await {
+        let decision = tokio::select! {
+            biased;
+            decision = self.state.admit(request, context, |claim| claim.direct) => decision,
+            // It may have waited for a task: it makes room for others.
+            () = to.gone() => {
+                self.state.ended(context, &RequestEnd { request, status: 0, received: 0, sent: 0, error: None });
+                return Carried::Done { whole: false };
+            }
+        };
+        let reply = match decision {
             RequestDecision::Other => return Carried::Not,
             RequestDecision::Task => None,
             RequestDecision::Answer(reply) => Some(reply),
@@ -201,7 +210,7 @@ impl DirectProxy {
         }
         let connection = &mut answer.connection;
         let has_body = !connection.has_ended();
-        to.head(&answer.head, has_body, context).await?;
+        to.head(&answer.head, has_body, context)?;
         let mut part = connection.part_at_hand()?;
         // Without a length it may be a stream of which nothing comes for long.
         if part.is_none() && has_body && !connection.has_length() {

@@ -107,8 +107,8 @@ impl Routes {
     /// The same route in this table, with the tasks that there are now.
     pub fn again(&self, route: &ServedRoute) -> Option<Arc<ServedRoute>> {
         let mut all = self.claims.iter().flat_map(|claim| &claim.choices);
-        let is_it =
-            |other: &&Arc<ServedRoute>| other.service.service_id == route.service.service_id && other.route == route.route;
+        // Counters belong to a host, a prefix and a service: another host of the same route is another claim.
+        let is_it = |other: &&Arc<ServedRoute>| Arc::ptr_eq(&other.counters, &route.counters) && other.route == route.route;
         all.find(is_it).cloned()
     }
 
@@ -165,8 +165,10 @@ impl Claim {
         if let Some((kept, _)) = self.choices.iter().zip(&self.weights).find(|(choice, weight)| is_kept(choice, **weight)) {
             return Some(kept.clone());
         }
-        let has_task = self.choices.iter().any(|choice| !choice.backends.is_empty());
-        let weight = |at: usize| if has_task && self.choices[at].backends.is_empty() { 0 } else { self.weights[at] as usize };
+        // One that may have no task is asked all the same: its request waits for one.
+        let serves = |choice: &Arc<ServedRoute>| !choice.backends.is_empty() || choice.service.holds;
+        let has_task = self.choices.iter().any(serves);
+        let weight = |at: usize| if has_task && !serves(&self.choices[at]) { 0 } else { self.weights[at] as usize };
         let total: usize = (0..self.choices.len()).map(weight).sum();
         if total == 0 {
             return self.choices.first().cloned();

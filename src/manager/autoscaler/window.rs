@@ -110,7 +110,7 @@ mod tests {
     use rand::{Rng as _, SeedableRng as _};
 
     const LABELS: AutoscaleLabels =
-        AutoscaleLabels { min: 1, max: 10, connections: Some(10), requests: None, idle: Duration::from_secs(120) };
+        AutoscaleLabels { min: 1, max: 10, connections: Some(10), requests: None, idle: Duration::from_mins(2) };
 
     fn at(second: i64) -> Timestamp {
         Timestamp(second * 1_000_000_000)
@@ -212,11 +212,10 @@ mod tests {
     #[test]
     fn a_service_without_clients_goes_to_0_and_comes_back_at_once_for_what_waits() {
         let load = |second: i64| match second {
-            100 => known(1),
+            100 | 505..=510 => known(1),
             // One waits, its task starts, it is served, and is gone.
             500 => ServiceLoad { waiting: 1, ..known(0) },
             501..=504 => ServiceLoad { waiting: 1, demand_known: true, ..ServiceLoad::default() },
-            505..=510 => known(1),
             _ => known(0),
         };
         assert_eq!(changes(1000, TO_ZERO, load), [(220, 0), (500, 1), (630, 0)]);

@@ -243,3 +243,23 @@ async fn a_connection_of_http_2_without_a_request_is_closed_and_one_that_waits_f
     tokio::time::timeout(Duration::from_secs(5), ended).await.expect("closed").expect("no panic").ok();
     assert!(began.elapsed() > Duration::from_millis(400), "{:?}", began.elapsed());
 }
+
+/// The daemon asks again and again, and lets go of what it asked before.
+#[tokio::test]
+async fn requests_of_a_daemon_that_is_gone_leave_no_descriptor_open() {
+    let ingress = Ingress::start("control-ends").await;
+    let open = || std::fs::read_dir(format!("/proc/{}/fd", ingress.child.id())).expect("descriptors").count();
+    let before = open();
+    for path in ["/end", "/waiting"] {
+        for _ in 0..20 {
+            let asked = tokio::time::timeout(Duration::from_millis(50), ingress.control().get(path)).await;
+            assert!(asked.is_err(), "{path} waits");
+        }
+    }
+    eventually("the connections to be closed", Duration::from_secs(10), || async {
+        anyhow::ensure!(open() <= before + 5, "{} descriptors, {before} before", open());
+        Ok(())
+    })
+    .await
+    .expect("closed");
+}
