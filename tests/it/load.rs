@@ -115,9 +115,11 @@ pub struct Load {
 }
 
 /// Results of the requests to one target.
-#[derive(Default, Debug)]
+#[derive(Debug)]
 pub struct Tally {
     pub label: String,
+    /// When the first request was made.
+    pub begun: Instant,
     /// Number of answers, by the server.
     pub answered: BTreeMap<String, usize>,
     pub failed: Vec<Failed>,
@@ -133,6 +135,10 @@ pub struct Failed {
 }
 
 impl Tally {
+    fn new(label: String) -> Self {
+        Self { label, begun: Instant::now(), answered: BTreeMap::new(), failed: Vec::new(), slowest: Duration::ZERO }
+    }
+
     pub fn answers(&self) -> usize {
         self.answered.values().sum()
     }
@@ -148,7 +154,10 @@ impl std::fmt::Display for Tally {
             self.slowest,
             self.failed.len()
         )?;
-        self.failed.iter().take(5).try_for_each(|one| write!(f, "\n    after {:.2?}: {}", one.to - one.from, one.why))
+        self.failed
+            .iter()
+            .take(5)
+            .try_for_each(|one| write!(f, "\n    at {:.2?}, after {:.2?}: {}", one.from - self.begun, one.to - one.from, one.why))
     }
 }
 
@@ -230,7 +239,7 @@ impl Load {
             answers.push(Arc::clone(&answered));
             running.push(tokio::spawn(inside(target.from, move || {
                 let mut request = make(target.to);
-                let mut tally = Tally { label: target.label, ..Tally::default() };
+                let mut tally = Tally::new(target.label);
                 while !stopped.load(Ordering::Relaxed) {
                     let from = Instant::now();
                     let answer = request();

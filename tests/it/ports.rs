@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use skep::http::HttpReply;
 use skep::lab::{Host, WHOAMI_IMAGE};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// A client host, with an address of each family as [`dual_stack`] adds them.
 pub async fn client(swarm: &Swarm) -> Host {

@@ -67,19 +67,26 @@ pub async fn change_tasks_under_load(swarm: Swarm, serves: impl AsyncFn(&[Host])
     let ports = swarm.hosts.iter().map(|h| Target::new(&of_host(&client), (h.address(), 8080).into(), h.name()));
     let before = syns_sent_again_by(&client);
     let load = Load::start(ports, Duration::from_millis(5));
+    let begun = Instant::now();
+    let say = |what: &str| eprintln!("at {:.2?}: {what}", begun.elapsed());
 
     for _ in 0..2 {
+        say("scaled to 2");
         scale(&swarm, "web", 2).await;
         settled(&swarm, "web", 2).await;
+        say("scaled to 6");
         scale(&swarm, "web", 6).await;
         settled(&swarm, "web", 6).await;
     }
     for host in ["n2", "n3"] {
+        say("drained");
         availability(&swarm, host, "drain").await;
         left_by(&swarm, "web", host).await;
         settled(&swarm, "web", 6).await;
+        say("active");
         availability(&swarm, host, "active").await;
     }
+    say("scaled to 2");
     scale(&swarm, "web", 2).await;
     settled(&swarm, "web", 2).await;
     let tallies = load.stop().await;
