@@ -112,7 +112,8 @@ impl World {
             seed,
             rng: StdRng::seed_from_u64(seed),
             now: fixture::START.plus(Duration::from_secs(1)),
-            settings: ManagerSettings::default(),
+            // Without the pause, which would hide faults of the order that it follows.
+            settings: ManagerSettings { stop_pause: Duration::ZERO, ..ManagerSettings::default() },
             managers: BTreeMap::new(),
             nodes: BTreeMap::new(),
             clients: Clients::default(),
