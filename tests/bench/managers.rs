@@ -19,7 +19,7 @@ use std::time::Duration;
 /// Clients at a time.
 const CLIENTS: [usize; 5] = [1, 8, 64, 256, 1024];
 const ROUNDS: usize = 3;
-const SLICE: Duration = Duration::from_millis(2000);
+const SLICE: Duration = Duration::from_secs(2);
 /// Before each slice: connections are open, and what the slice before left is written.
 const WARM_UP: Duration = Duration::from_millis(300);
 /// Where goals are set.

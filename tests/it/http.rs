@@ -168,8 +168,7 @@ impl Ingress {
         let cluster = ClusterPart { http, ..fixture::cluster_part(vec![peer]) };
         let mut view = fixture::node_view(1, Vec::new(), cluster);
         view.tasks = Arc::new(tasks);
-        let options =
-            HttpOptions { ports: self.ports, limits: self.limits.clone(), access_log: self.access_log, ..HttpOptions::default() };
+        let options = HttpOptions { ports: self.ports, limits: self.limits.clone(), access_log: self.access_log };
         let table = table(&view, &me, &options);
         let body = serde_json::to_vec(&table).expect("JSON");
         let reply = self.control().send("PUT", "/table", &[("Content-Type", "application/json")], body.into()).await;

@@ -157,14 +157,13 @@ impl Writer {
         {
             kept = None;
         }
-        let mut http = match kept {
-            Some(http) => http,
-            None => {
-                let stream = UnixStream::connect(path).await?;
-                let (http, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
-                tokio::spawn(connection);
-                http
-            }
+        let mut http = if let Some(http) = kept {
+            http
+        } else {
+            let stream = UnixStream::connect(path).await?;
+            let (http, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+            tokio::spawn(connection);
+            http
         };
         let request = hyper::Request::builder()
             .method(method)

@@ -13,7 +13,7 @@ const EVERY: Duration = Duration::from_millis(20);
 /// An attempt that waited for this long is given up.
 const PATIENCE: Duration = Duration::from_secs(8);
 /// Longest wait for any of it.
-const LONGEST: Duration = Duration::from_secs(120);
+const LONGEST: Duration = Duration::from_mins(2);
 
 fn times(default: usize) -> usize {
     std::env::var("SKEP_BENCH_KILLS").ok().and_then(|text| text.parse().ok()).unwrap_or(default)

@@ -9,10 +9,13 @@ const HEIGHT: f64 = 220.0;
 const MARGIN: f64 = 60.0;
 const COLOURS: [&str; 5] = ["#c0392b", "#2980b9", "#27ae60", "#8e44ad", "#7f8c8d"];
 
-/// Medium and quantity: a panel. Then the line's name, and its points.
+/// Points by the name of their line.
+type Lines = BTreeMap<String, Vec<(f64, f64)>>;
+
+/// A panel for each medium and quantity.
 #[derive(Default)]
 pub struct Plot {
-    panels: BTreeMap<(String, &'static str), BTreeMap<String, Vec<(f64, f64)>>>,
+    panels: BTreeMap<(String, &'static str), Lines>,
 }
 
 impl Plot {

@@ -99,7 +99,7 @@ fn run(seed: u64) {
             simulation.update(name, |spec| "last".clone_into(&mut spec.task_template.container_spec.image));
         }
     }
-    simulation.run(Duration::from_secs(120));
+    simulation.run(Duration::from_mins(2));
     check_other_modes(&simulation, seed);
     for name in ["web", "db"] {
         let Some(desired) = simulation.store.service(&name.into()).map(|s| s.spec.mode.replicas()) else {

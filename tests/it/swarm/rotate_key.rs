@@ -21,7 +21,7 @@ fn skep(host: &Host) -> Command {
 }
 
 /// A node's key, as its tunnel has it.
-async fn key(host: &Host) -> String {
+fn key(host: &Host) -> String {
     let file = host.data_dir().join("tunnel.key");
     skep::datapath::tunnel::public_key(&file).expect("a key").to_base64()
 }
@@ -38,7 +38,7 @@ async fn keys_agree(hosts: &[Host]) {
         within(20, "the keys of now and no others", || async {
             let mut wanted = Vec::new();
             for other in hosts.iter().filter(|other| other.name() != host.name()) {
-                wanted.push(key(other).await);
+                wanted.push(key(other));
             }
             wanted.sort();
             let mut has = peers(host).await?;
@@ -64,8 +64,8 @@ async fn readable(host: &Host) {
 
 fn address(task: &Value) -> Ipv4Addr {
     let all = task["NetworksAttachments"].as_array().expect("networks").iter();
-    let back = all.filter(|on| on["Network"]["Spec"]["Name"] == "back");
-    let address = back.filter_map(|on| on["Addresses"][0].as_str()).next().expect("an address");
+    let mut back = all.filter(|on| on["Network"]["Spec"]["Name"] == "back");
+    let address = back.find_map(|on| on["Addresses"][0].as_str()).expect("an address");
     address.split('/').next().expect("an address").parse().expect("an address")
 }
 
@@ -108,15 +108,15 @@ async fn all_answer(loads: &[Load]) {
 }
 
 async fn nothing_lost(loads: impl IntoIterator<Item = Load>) {
-    let mut lost = String::new();
+    let mut lost = Vec::new();
     for load in loads {
         for tally in load.stop().await {
             if !tally.failed.is_empty() || tally.answers() < 20 {
-                lost += &format!("{tally}\n");
+                lost.push(tally.to_string());
             }
         }
     }
-    assert!(lost.is_empty(), "{lost}");
+    assert!(lost.is_empty(), "{}", lost.join("\n"));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -142,10 +142,10 @@ async fn every_node_gets_another_key_and_no_connection_or_request_is_lost() {
     // Each in turn, the leader among them.
     let mut old = Vec::new();
     for host in &swarm.hosts {
-        let first = key(host).await;
+        let first = key(host);
         let printed = output(skep(host).arg("--json")).await.unwrap_or_else(|e| panic!("{e:#}\n{}", host.log_tail()));
         let printed: Value = serde_json::from_str(&printed).expect("JSON");
-        assert_eq!((&printed["old"], &printed["new"]), (&json!(first), &json!(key(host).await)), "{printed}");
+        assert_eq!((&printed["old"], &printed["new"]), (&json!(first), &json!(key(host))), "{printed}");
         assert_ne!(printed["old"], printed["new"]);
         eprintln!("{}: {printed}", host.name());
         old.push(first);
@@ -157,12 +157,12 @@ async fn every_node_gets_another_key_and_no_connection_or_request_is_lost() {
     // The daemon is killed as soon as the next key is on its disk, and again at other moments, until the change is done. (New connections
     // through the ports of a node without its daemon are for the tests of the datapaths.)
     let loads = between(&swarm, &tasks).await;
-    let first = key(&swarm.hosts[1]).await;
+    let first = key(&swarm.hosts[1]);
     let mut rotating = skep(&swarm.hosts[1]).spawn().expect("started");
     let rest = |host: &Host, name: &str| host.data_dir().join(format!("tunnel.key.{name}")).exists();
     let is_done = |host: &Host| !rest(host, "next") && !rest(host, "previous");
     within(20, "the next key", || async {
-        anyhow::ensure!(rest(&swarm.hosts[1], "next") || key(&swarm.hosts[1]).await != first);
+        anyhow::ensure!(rest(&swarm.hosts[1], "next") || key(&swarm.hosts[1]) != first);
         Ok(())
     })
     .await;
@@ -181,7 +181,7 @@ async fn every_node_gets_another_key_and_no_connection_or_request_is_lost() {
     .await;
     // The command is answered by no daemon or by the next one.
     let _ = rotating.kill().await;
-    assert_ne!(key(&swarm.hosts[1]).await, first, "a daemon that is killed goes on with the key that is on its disk");
+    assert_ne!(key(&swarm.hosts[1]), first, "a daemon that is killed goes on with the key that is on its disk");
     old.push(first);
     keys_agree(&swarm.hosts).await;
     all_answer(&loads).await;
@@ -208,7 +208,7 @@ async fn a_node_that_was_down_learns_the_managers_new_key_and_may_change_its_own
         Ok(())
     })
     .await;
-    let old = key(&swarm.hosts[0]).await;
+    let old = key(&swarm.hosts[0]);
     let printed = output(&mut skep(&swarm.hosts[0])).await.expect("it waits for no node that is down");
     assert!(printed.contains(&format!("the old one, {old}, is accepted nowhere")), "{printed}");
     assert_eq!(peers(&swarm.hosts[1]).await.ok(), None, "its daemon is down");
