@@ -10,12 +10,12 @@ const MARGIN: f64 = 60.0;
 const COLOURS: [&str; 5] = ["#c0392b", "#2980b9", "#27ae60", "#8e44ad", "#7f8c8d"];
 
 /// Points by the name of their line.
-type Lines = BTreeMap<String, Vec<(f64, f64)>>;
+type Curves = BTreeMap<String, Vec<(f64, f64)>>;
 
 /// A panel for each medium and quantity.
 #[derive(Default)]
 pub struct Plot {
-    panels: BTreeMap<(String, &'static str), Lines>,
+    panels: BTreeMap<(String, &'static str), Curves>,
 }
 
 impl Plot {
