@@ -7,7 +7,7 @@ use serde::de::{
     DeserializeOwned, DeserializeSeed, Deserializer, EnumAccess, Error as _, IntoDeserializer, MapAccess, SeqAccess,
     VariantAccess, Visitor,
 };
-use serde::forward_to_deserialize_any;
+use serde::{Serialize, forward_to_deserialize_any};
 use serde_json::{Error, Map, Value};
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -23,6 +23,17 @@ impl RecordedNames {
     /// It is no document of the type.
     pub fn read<T: DeserializeOwned>(&self, document: &Value) -> Result<T, Error> {
         T::deserialize(Noting { value: document, names: self })
+    }
+
+    /// Reads the recorded documents of a kind: each is written the same again.
+    ///
+    /// # Panics
+    /// One is read as no document of the type, or written otherwise.
+    pub fn read_all<T: Serialize + DeserializeOwned>(&self, recorded: &Value, kind: &str) {
+        for document in recorded[kind].as_array().expect("a list") {
+            let read = self.read::<T>(document).unwrap_or_else(|error| panic!("{kind} {document}: {error}"));
+            assert_eq!(serde_json::to_value(read).expect("JSON"), *document, "{kind}");
+        }
     }
 
     /// Names that no document had: fields that were `null` or an empty list in all of them, too.

@@ -117,20 +117,14 @@ mod tests {
         assert!(matches!(read_line(&mut long.as_slice()).await, Err(LineError::TooLong)));
     }
 
-    fn check<T: Serialize + serde::de::DeserializeOwned>(names: &RecordedNames, recorded: &serde_json::Value, kind: &str) {
-        for document in recorded[kind].as_array().unwrap() {
-            assert_eq!(serde_json::to_value(names.read::<T>(document).unwrap()).unwrap(), *document, "{kind}");
-        }
-    }
-
     /// The daemon and the process may be of two builds.
     #[test]
     fn what_they_say_is_recorded_with_every_field() {
         let recorded = serde_json::from_slice(include_bytes!("../../../tests/it/formats/tunnel.json")).unwrap();
         let names = RecordedNames::default();
-        check::<TunnelRequest>(&names, &recorded, "TunnelRequest");
-        check::<TunnelStep>(&names, &recorded, "TunnelStep");
-        check::<TunnelReply>(&names, &recorded, "TunnelReply");
+        names.read_all::<TunnelRequest>(&recorded, "TunnelRequest");
+        names.read_all::<TunnelStep>(&recorded, "TunnelStep");
+        names.read_all::<TunnelReply>(&recorded, "TunnelReply");
         assert_eq!(names.missing(), [""; 0], "record them in tests/it/formats/tunnel.json");
     }
 

@@ -55,23 +55,15 @@ mod tests {
     use super::super::table::HttpTable;
     use super::*;
     use crate::durable::recorded::RecordedNames;
-    use serde::de::DeserializeOwned;
-    use serde_json::Value;
-
-    fn check<T: Serialize + DeserializeOwned>(names: &RecordedNames, recorded: &Value, kind: &str) {
-        for document in recorded[kind].as_array().unwrap() {
-            assert_eq!(serde_json::to_value(names.read::<T>(document).unwrap()).unwrap(), *document, "{kind}");
-        }
-    }
 
     /// The daemon and the process may be of two builds.
     #[test]
     fn what_they_say_is_recorded_with_every_field() {
         let recorded = serde_json::from_slice(include_bytes!("../../../tests/it/formats/http.json")).unwrap();
         let names = RecordedNames::default();
-        check::<HttpHello>(&names, &recorded, "HttpHello");
-        check::<HttpTable>(&names, &recorded, "HttpTable");
-        check::<HttpStatus>(&names, &recorded, "HttpStatus");
+        names.read_all::<HttpHello>(&recorded, "HttpHello");
+        names.read_all::<HttpTable>(&recorded, "HttpTable");
+        names.read_all::<HttpStatus>(&recorded, "HttpStatus");
         // Those of routes and of the authority's challenges are recorded with the view.
         let own =
             |name: &String| !["HttpEntry", "HttpScheme", "HttpRedirect", "AcmeChallengeKind"].iter().any(|o| name.starts_with(o));
