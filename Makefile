@@ -6,7 +6,7 @@ SUDO  := $(if $(filter 0,$(shell id -u)),,sudo)
 ARGS  ?=
 SKEP  := target/debug/skep
 
-.PHONY: demo test test-upgrade soak bench build lint deny tools test-vm ebpf help
+.PHONY: demo test test-engine test-upgrade soak bench build lint deny tools test-vm ebpf help
 
 demo: tools build ## three hosts on this machine, a service, a port on every node, names, a cut (ARGS="--once --json")
 	@$(SUDO) $(SKEP) demo $(ARGS)
@@ -16,6 +16,9 @@ build: tools
 
 test: tools ## every test; what needs root runs as root
 	@config/run-tests
+
+test-engine: tools ## the tests that run containers, on a current Docker Engine (FILTER="swarm:: agent:: ports::")
+	@config/test-engine $(FILTER)
 
 test-upgrade: tools ## three nodes from the release before to this one and back, under load (SKEP_PREVIOUS_COMMIT=b71afbd)
 	@config/test-upgrade

@@ -14,6 +14,7 @@ mod dns_hook;
 mod error;
 mod executor;
 pub mod names;
+mod new_account;
 pub mod plan;
 pub mod settle;
 mod worker;

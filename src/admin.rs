@@ -1,4 +1,4 @@
-//! The admin socket: `/healthz`, `/status`, `/metrics` (Prometheus), `/dump` (sorted JSON, no secrets), `/drops` (JSON lines,
+//! The admin socket: `/healthz`, `/status`, `/metrics` (Prometheus), `/dump` (sorted JSON, without secrets and the values of tasks' variables), `/drops` (JSON lines,
 //! live), `/trace` (what the programs would do with a packet), `/state-copy` (what this manager's copy of the cluster's state
 //! has), and the orders that it takes: `/backup` (write one below the run directory), `/key-change` and `/recover-certificates`. Renders what a
 //! [`StatusSource`] returns; knows nothing of how the node collects it.
@@ -26,6 +26,15 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+/// The content of a backup, not encrypted.
+#[derive(Debug, serde::Serialize)]
+pub struct WrittenBackup {
+    /// The file, below the run directory.
+    pub path: std::path::PathBuf,
+    /// Why it may not have all.
+    pub warning: Option<&'static str>,
+}
+
 /// What the admin socket reads from.
 #[async_trait]
 pub trait StatusSource: Send + Sync {
@@ -33,18 +42,18 @@ pub trait StatusSource: Send + Sync {
     async fn status(&self) -> Status;
     /// What of the daemon does not run, by name, with the reason.
     fn blockers(&self) -> BTreeMap<String, String>;
-    /// Settings, status, view, peers and kernel state, as one document, in which secrets are hidden.
+    /// Settings, status, view, peers and kernel state, as one document, in which secrets and the values of tasks' variables are hidden.
     async fn dump(&self) -> serde_json::Value;
     /// What this manager's copy of the cluster's state has, as one document without secrets.
     ///
     /// # Errors
     /// The node is not a manager, or its copy is not served.
     fn state_copy(&self) -> anyhow::Result<serde_json::Value>;
-    /// Writes the content of a backup to a file that only root may read, and returns its path.
+    /// Writes the content of a backup to a file that only root may read.
     ///
     /// # Errors
     /// The node is no manager that serves its store, or the disk is full.
-    fn write_backup(&self) -> anyhow::Result<std::path::PathBuf>;
+    fn write_backup(&self) -> anyhow::Result<WrittenBackup>;
     /// Lets this manager renew certificates that have expired, for this long from now.
     ///
     /// # Errors
@@ -123,7 +132,7 @@ async fn write_backup(
     State(source): SharedSource,
 ) -> Result<axum::Json<serde_json::Value>, (StatusCode, axum::Json<serde_json::Value>)> {
     let written = tokio::task::spawn_blocking(move || source.write_backup()).await.map_err(anyhow::Error::from).flatten();
-    written.map(|path| axum::Json(serde_json::json!({ "path": path }))).map_err(|e| refused(format!("{e:#}")))
+    written.map(|written| axum::Json(serde_json::json!(written))).map_err(|e| refused(format!("{e:#}")))
 }
 
 async fn state_copy(

@@ -7,7 +7,7 @@ mod https;
 pub use https::{CannotSend, HttpsClient};
 pub use hyper::Request;
 
-use crate::accept::accept_each;
+use crate::accept::{Listener, accept_each};
 use crate::durable::ignore_missing;
 use axum::Router;
 use bytes::Bytes;
@@ -72,7 +72,7 @@ fn group_id(text: &str, name: &str) -> Option<u32> {
 
 /// Serves a router on a unix socket until shut down. Open connections are cut then. A client that closes its side ends its request: one that
 /// waits for an answer is not seen to leave otherwise, and holds its connection for as long as the answer takes.
-pub async fn serve_unix(listener: UnixListener, router: Router, shutdown: CancellationToken) {
+pub async fn serve_unix(listener: impl Listener<Stream = UnixStream, From = ()>, router: Router, shutdown: CancellationToken) {
     accept_each(listener, "a unix socket", &shutdown, |stream, ()| {
         let (router, shutdown) = (router.clone(), shutdown.clone());
         tokio::spawn(async move { shutdown.run_until_cancelled(serve_connection(stream, router, true, false)).await });
@@ -293,10 +293,23 @@ impl UnixClient {
     /// # Errors
     /// As [`UnixClient::request`].
     pub async fn stream(&self, target: &str) -> anyhow::Result<ReplyStream> {
+        self.stream_of("GET", target, &[]).await
+    }
+
+    /// Sends a request without a body and with these header fields (besides `Host`), whose reply is read as it arrives, as that of
+    /// [`UnixClient::stream`].
+    ///
+    /// # Errors
+    /// As [`UnixClient::request`].
+    pub async fn stream_of(&self, method: &str, target: &str, fields: &[(&str, &str)]) -> anyhow::Result<ReplyStream> {
         use anyhow::Context as _;
         let stream =
             UnixStream::connect(&self.path).await.with_context(|| format!("no server answers on {}", self.path.display()))?;
-        exchange(stream, Request::builder().method("GET").uri(target).body(axum::body::Body::empty())?).await
+        let mut request = Request::builder().method(method).uri(target);
+        for (name, value) in fields {
+            request = request.header(*name, *value);
+        }
+        exchange(stream, request.body(axum::body::Body::empty())?).await
     }
 
     /// Sends a GET whose reply is lines of text without an end.

@@ -32,7 +32,7 @@
 //! | [`lab`] | hosts on one machine, for the demo and the tests | |
 //! | `node` | the composition root: the only room that knows every other | |
 //! | [`admin`], [`status`] | the admin socket: metrics, health, dump; what a node reports of itself | |
-//! | [`http`], [`settings`], [`telemetry`], [`accept`], [`clock`], [`durable`], [`backoff`], [`splice`], [`sync`] | small services, one file each | every room |
+//! | [`http`], [`settings`], [`telemetry`], [`memory`], [`accept`], [`clock`], [`durable`], [`backoff`], [`splice`], [`sync`] | small services, one file each | every room |
 //!
 //! Desired state goes down, observed state goes up, nothing else crosses. Loops meet only in the store (managers) or in
 //! the [`model::NodeView`] (nodes). What decides is pure; what acts decides nothing. `tests/it/architecture` checks the
@@ -55,6 +55,7 @@ pub mod http;
 pub mod ingress;
 pub mod lab;
 pub mod manager;
+mod memory;
 pub mod model;
 mod node;
 pub mod overlay;

@@ -49,7 +49,7 @@ mod transaction_draft;
 pub mod transaction_limits;
 
 pub use entry::ApplyOutcome;
-pub use leader::{LeaderHealth, Manager, start};
+pub use leader::{LeaderHealth, Leadership, Manager, start};
 pub use lowest_applied::LowestApplied;
 pub use node_allocation::{JoiningNode, NodeAllocation, NodeAllocationError, bootstrap, next_node_allocation};
 pub use proposer::{Forward, Proposer};

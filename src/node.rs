@@ -21,6 +21,7 @@ mod engine_watch;
 mod environment;
 mod error_list;
 mod greetings;
+mod host_addresses;
 mod inherited_socket;
 mod init;
 mod issuer_watch;

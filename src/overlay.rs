@@ -1,13 +1,14 @@
 //! The overlay: the WireGuard peers, addresses, rules and routes of this node, and the loop that configures them.
 //!
 //! [`desired_mesh`] computes the contents of the mesh namespace from the view, [`mesh_steps`] and [`peer_steps`] the
-//! difference from what is configured; all three are pure. [`Overlay`] observes and applies; `connection_reset` resets
-//! connections to failed nodes. Knows nothing of containers and engines: a container is an address and, if it runs on this
+//! difference from what is configured; all three are pure. [`Overlay`] observes and applies; `down_nodes` tells
+//! which nodes that are down are lost, `connection_reset` asks them and resets connections to the lost ones. Knows nothing of containers and engines: a container is an address and, if it runs on this
 //! node, a veth. `driver` is Docker's network and IPAM plugin, which creates those veths.
 
 pub mod connection_reset;
 mod desired;
 mod diff;
+mod down_nodes;
 pub mod driver;
 mod path_mtus;
 mod peers;

@@ -31,7 +31,7 @@ pub mod task_files;
 #[cfg(test)]
 mod container_tests;
 #[cfg(test)]
-mod private_pull_tests;
+mod pull_tests;
 
 pub use crate::model::docker::LABEL_TASK_ID;
 pub use docker::DockerEngine;
@@ -71,6 +71,9 @@ pub enum EngineError {
     /// The engine's error message.
     #[error("{0}")]
     Refused(String),
+    /// The call has ended skep's own code: the same call would do so again.
+    #[error("skep itself has failed, please report it: {0}")]
+    Panicked(String),
 }
 
 impl EngineError {
@@ -256,10 +259,19 @@ pub struct Deadlines {
     pub inspect: Duration,
     /// Of a call that lists objects.
     pub list: Duration,
+    /// Of a pull without progress.
+    pub pull_idle: Duration,
+    /// Of a call that others wait for.
+    pub permit: Duration,
 }
 
 impl Deadlines {
-    pub const DEFAULT: Self = Self { inspect: Duration::from_secs(10), list: Duration::from_secs(30) };
+    pub const DEFAULT: Self = Self {
+        inspect: Duration::from_secs(10),
+        list: Duration::from_secs(30),
+        pull_idle: Duration::from_mins(2),
+        permit: Duration::from_secs(20),
+    };
 }
 
 impl Default for Deadlines {
@@ -295,8 +307,8 @@ pub trait Engine: Send + Sync {
     async fn plain_containers(&self, _network: &str) -> Result<BTreeMap<Ipv4Addr, AttachedContainer>, EngineError> {
         Ok(BTreeMap::new())
     }
-    /// Whether a container that is no task's refers to the network, by the engine's id: one that runs, or one that has stopped and
-    /// could not be started without it.
+    /// Whether a container that is no task's refers to the network, by the engine's id: one that runs, or one that was not started
+    /// yet or has stopped, and could not be started without it.
     async fn is_referenced(&self, _network: &str) -> Result<bool, EngineError> {
         Ok(false)
     }

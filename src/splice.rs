@@ -1,5 +1,7 @@
 //! Two byte streams joined: what one side sends, the other gets.
 
+mod watched;
+
 use crate::sync::lock;
 use std::future::poll_fn;
 use std::io;
@@ -8,6 +10,8 @@ use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _, ReadBuf};
+
+pub use watched::WatchedStream;
 
 /// How long data of the client is still read after the reply has ended: closing earlier would reset the connection, and
 /// the client could lose the reply.
@@ -37,13 +41,18 @@ pub async fn splice(client: impl AsyncRead + AsyncWrite + Unpin, server: impl As
     }
 }
 
-/// Waits until nothing that is written reaches the other end any more: the kernel refuses even an empty write on a unix socket then.
-/// A connection through the network shows that later, or never.
+/// Waits until nothing that is written reaches the other end any more: the kernel refuses even an empty write on a socket then. TLS does not
+/// ask it, unless it is a [`WatchedStream`], whose flush does. Through the network that is seen a minute or two later: once the other
+/// end, which has long forgotten the connection, answers a sign of life by a reset.
 async fn closed(mut stream: impl AsyncWrite + Unpin) {
     loop {
         tokio::time::sleep(LOOK).await;
-        let written = poll_fn(|cx| Poll::Ready(Pin::new(&mut stream).poll_write(cx, &[]))).await;
-        if matches!(written, Poll::Ready(Err(_))) {
+        let mut stream = Pin::new(&mut stream);
+        let is_refused = poll_fn(|cx| {
+            let written = matches!(stream.as_mut().poll_write(cx, &[]), Poll::Ready(Err(_)));
+            Poll::Ready(written || matches!(stream.as_mut().poll_flush(cx), Poll::Ready(Err(_))))
+        });
+        if is_refused.await {
             return;
         }
     }

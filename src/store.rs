@@ -27,7 +27,7 @@ mod transaction;
 pub use condition::Condition;
 pub use diff::{ChangedObject, changed};
 pub use document::decode_document;
-pub use feature_level::{FEATURE_LEVELS, KEY_CHANGES, SCALING_REASONS};
+pub use feature_level::{ACME_KEYS, COMPRESSED_SNAPSHOTS, FEATURE_LEVELS, KEY_CHANGES, NODE_ADDRESSES, SCALING_REASONS};
 pub use field_update::{FieldUpdate, KeyChange};
 pub use handle::{LocalProposer, Propose, ProposeError, StoreHandle};
 pub use object::{Action, Kind, Object, Store, StoreError, StoreObject, Table, Uniqueness};

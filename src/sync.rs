@@ -1,5 +1,6 @@
-//! Small helpers over locks, watched values and timers.
+//! Small helpers over locks, watched values, timers and panics.
 
+use std::any::Any;
 use std::sync::{Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -28,6 +29,12 @@ pub fn replace_if_changed<T: PartialEq>(sender: &watch::Sender<T>, value: T) -> 
         }
         changed
     })
+}
+
+/// The message of a panic.
+pub fn panic_text(panic: &(dyn Any + Send)) -> &str {
+    let text = panic.downcast_ref::<&str>().copied();
+    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("no message")
 }
 
 /// Sleeps until `deadline`; for ever without one.

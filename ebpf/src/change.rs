@@ -1,6 +1,6 @@
 //! Rewrites packets: NAT, translation between IPv4 and IPv6, encapsulation. Each rewrite updates the checksums that cover it.
 
-use crate::ctx::{ethertype, is_test_run, length, no_link_header, raw};
+use crate::ctx::{ethertype, has_tag, is_test_run, length, no_link_header, raw};
 use crate::parse::{ETH_V6, Packet, PacketKind};
 use crate::verdict::Verdict;
 use aya_ebpf::bindings::{
@@ -9,6 +9,7 @@ use aya_ebpf::bindings::{
 };
 use aya_ebpf::helpers::generated::{
     bpf_csum_diff, bpf_l3_csum_replace, bpf_l4_csum_replace, bpf_skb_adjust_room, bpf_skb_change_head, bpf_skb_change_proto,
+    bpf_skb_vlan_pop,
 };
 use aya_ebpf::programs::TcContext;
 use skep_ebpf::packet::{self, ETHERNET, IN_V4, IN_V6, TCP, TCP_CHECKSUM, UDP_CHECKSUM, V4, V6};
@@ -65,6 +66,17 @@ fn checksum_difference<const A: usize, const B: usize>(from: &[u32; A], to: &[u3
     let (old, new) = (from.as_ptr().cast_mut(), to.as_ptr().cast_mut());
     // SAFETY: the lengths are those of the arrays.
     unsafe { bpf_csum_diff(old, 4 * A as u32, new, 4 * B as u32, 0) as u64 }
+}
+
+/// Removes the tag of a packet that has a priority and no VLAN. The kernel does so for the host; a redirected packet would keep it, and
+/// the tunnel's device would write it into the packet.
+#[inline(always)]
+pub fn remove_priority_tag(ctx: &TcContext) -> Rewrite {
+    if !has_tag(ctx) {
+        return Ok(());
+    }
+    // SAFETY: the context is a valid one.
+    unsafe { check(bpf_skb_vlan_pop(raw(ctx))) }
 }
 
 /// One end of a connection.

@@ -1,7 +1,7 @@
 //! Published ports in the host's namespace: packets of clients arrive by uplinks. Packets that belong to no client pass
 //! unchanged.
 
-use crate::change::{End, nat_rewrite};
+use crate::change::{End, nat_rewrite, remove_priority_tag};
 use crate::ctx::{is_for_host, raw, seconds};
 use crate::flows::{
     Found, add_flow, add_reply, begin_again, find_flow, find_reply, follow_client, remove_established, replace_reply,
@@ -11,7 +11,7 @@ use crate::maps::{
     lookup_lru,
 };
 use crate::parse::{Packet, PacketKind, parse};
-use crate::seen::left;
+use crate::seen::{left, unread};
 use crate::verdict::Verdict;
 use aya_ebpf::bindings::{bpf_sock, bpf_sock_tuple};
 use aya_ebpf::helpers::bpf_get_prandom_u32;
@@ -38,7 +38,10 @@ pub fn from_uplink(ctx: &TcContext) -> Result<Verdict, Verdict> {
     if !is_for_host(ctx) {
         return Ok(Verdict::Pass);
     }
-    let Some(packet) = parse(ctx, ETHERNET) else { return Ok(Verdict::Pass) };
+    let Some(packet) = parse(ctx, ETHERNET) else {
+        unread(raw(ctx));
+        return Ok(Verdict::Pass);
+    };
     let Some(config) = config() else { return Ok(Verdict::Pass) };
     let now = seconds();
     if packet.is(PacketKind::LaterFragment) {
@@ -48,6 +51,7 @@ pub fn from_uplink(ctx: &TcContext) -> Result<Verdict, Verdict> {
         }
         nat_rewrite(ctx, packet, End::Destination, &state.address, 0, 0)?;
         count(Counter::PortIn);
+        remove_priority_tag(ctx)?;
         return Ok(Verdict::RedirectPeer(config.host_end));
     }
     let Some(flow) = select_flow(ctx, packet, config, now)? else {
@@ -64,6 +68,7 @@ pub fn from_uplink(ctx: &TcContext) -> Result<Verdict, Verdict> {
     }
     nat_rewrite(ctx, packet, End::Destination, &to, flow.target, flow.client_port)?;
     count(if packet.is(PacketKind::IcmpError) { Counter::IcmpError } else { Counter::PortIn });
+    remove_priority_tag(ctx)?;
     Ok(Verdict::RedirectPeer(config.host_end))
 }
 

@@ -10,11 +10,15 @@ use crate::maps::{
 };
 use crate::mesh::{send_to_node, translate_known_reply};
 use crate::parse::{ETH_V4, ETH_V6, Packet, PacketKind, parse};
+use crate::refuse::refuse;
+use crate::seen::dropped;
 use crate::verdict::Verdict;
 use aya_ebpf::helpers::generated::bpf_l4_csum_replace;
 use aya_ebpf::programs::TcContext;
 use skep_ebpf::packet::{ETHERNET, ICMP, ICMP6, REPLY, TCP, V4, V6, byte, has_more, is_plain, mapped};
-use skep_ebpf::{Address, Backend, Counter, Flow, FragmentState, Reply, V4 as Ipv4, Vip, client_hash, is_zero, slot};
+use skep_ebpf::{
+    Address, Backend, Counter, Flow, FragmentState, Reply, V4 as Ipv4, Vip, client_hash, hook_number, is_zero, slot,
+};
 
 /// From a container.
 #[inline(always)]
@@ -109,6 +113,9 @@ fn to_virtual(ctx: &TcContext, packet: &mut Packet) -> Result<Verdict, Verdict> 
                 packet.reverse.source = mapped(found.get().backend);
                 remove_established(&packet.tuple, &packet.reverse);
             }
+            if vip.size == 0 {
+                return refuse_virtual(ctx, packet);
+            }
             select_backend(packet, &vip, target)?
         }
     };
@@ -123,9 +130,6 @@ fn to_virtual(ctx: &TcContext, packet: &mut Packet) -> Result<Verdict, Verdict> 
 /// Selects a backend for a new flow to a virtual address and records the flow in both directions.
 #[inline(always)]
 fn select_backend(packet: &mut Packet, vip: &Vip, target: Ipv4) -> Result<Ipv4, Verdict> {
-    if vip.size == 0 {
-        return Err(Verdict::Drop(Counter::VipEmpty));
-    }
     let key = config().map_or([0; 2], |config| config.hash_key);
     let index = slot(vip.base, vip.size, client_hash(key, &packet.tuple, false));
     let backend = backend_at(index).ok_or(Verdict::Drop(Counter::VipEmpty))?;
@@ -146,6 +150,19 @@ fn select_backend(packet: &mut Packet, vip: &Vip, target: Ipv4) -> Result<Ipv4, 
     add_flow(&packet.tuple, &flow).ok_or(Verdict::Drop(Counter::DropChange))?;
     add(VIP_COUNTS.get_ptr_mut(target));
     Ok(backend)
+}
+
+/// Answers a packet to a virtual address without a task as a host answers one to a port without a socket: the sender must not wait
+/// in silence.
+#[inline(always)]
+fn refuse_virtual(ctx: &TcContext, packet: &Packet) -> Result<Verdict, Verdict> {
+    // Before the packet is the answer.
+    dropped(ctx, const { hook_number("from_container") }, Counter::VipEmpty);
+    if refuse(raw(ctx), packet) != 0 {
+        return Ok(Verdict::Discard);
+    }
+    swap_macs(ctx)?;
+    Ok(Verdict::Redirect(packet.device))
 }
 
 /// Types of `ICMPv6` messages.

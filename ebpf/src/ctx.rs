@@ -44,15 +44,24 @@ pub fn ifindex(ctx: &TcContext) -> u32 {
     unsafe { (*raw(ctx)).ifindex }
 }
 
-/// Whether the packet is addressed to this machine (not a broadcast, a multicast, or a frame for another MAC address) and has
-/// no VLAN tag: the packets of a VLAN pass again on the VLAN's own device.
+/// Bits of a tag that have the number of its VLAN; 0 in one that has a priority alone.
+const VLAN_NUMBER: u32 = 0xfff;
+
+/// Whether the packet is addressed to this machine (not a broadcast, a multicast, or a frame for another MAC address) and on no
+/// VLAN: those of a VLAN pass again on the VLAN's own device.
 #[inline(always)]
 pub fn is_for_host(ctx: &TcContext) -> bool {
     // SAFETY: as above. `PACKET_HOST` is 0.
-    unsafe {
-        let skb = raw(ctx);
-        core::ptr::read_volatile(&(*skb).pkt_type) | core::ptr::read_volatile(&(*skb).vlan_present) == 0
-    }
+    let is_host = unsafe { core::ptr::read_volatile(&(*raw(ctx)).pkt_type) } == 0;
+    // SAFETY: as above. (Kernels before 6.2 leave an earlier tag in the field.)
+    is_host && (!has_tag(ctx) || unsafe { core::ptr::read_volatile(&(*raw(ctx)).vlan_tci) } & VLAN_NUMBER == 0)
+}
+
+/// Whether the packet has a VLAN tag.
+#[inline(always)]
+pub fn has_tag(ctx: &TcContext) -> bool {
+    // SAFETY: as above.
+    unsafe { core::ptr::read_volatile(&(*raw(ctx)).vlan_present) != 0 }
 }
 
 /// Seconds of the monotonic clock.

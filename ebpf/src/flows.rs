@@ -9,7 +9,7 @@ use crate::maps::{
 use crate::parse::Packet;
 use skep_ebpf::packet::{ACK, FIN, RST, SYN, TCP};
 use skep_ebpf::{
-    ACKED, ANSWERED, Address, CLIENT_FIN, CONTAINER_FIN, Counter, Flow, NO_ROOM, Reply, SYN_ACKED, SYN_KNOWN, Tuple, is_zero,
+    ACKED, ANSWERED, Address, CLIENT_FIN, CONTAINER_FIN, Counter, Flow, NO_ROOM, Reply, SYN_ACKED, SYN_KNOWN, Tuple, V4, is_zero,
     source_bucket,
 };
 
@@ -167,6 +167,22 @@ pub fn replace_reply(found: &Found<Reply>, tuple: &Tuple, reply: &Reply) -> Opti
 pub fn remove_flow(tuple: &Tuple) {
     let _ = TCP_FLOWS.remove(tuple);
     let _ = SYN_FLOWS.remove(tuple);
+}
+
+/// Owner of no backend: the next datagram of a flow that has it asks the table again.
+const NO_OWNER: u32 = u32::MAX;
+
+/// Has the next datagram of a client ask the table again, if its flow is to this container still: an error may come late. The entry
+/// stays, because it knows the device that leads to the client.
+#[inline(always)]
+pub fn leave_backend(tuple: &Tuple, backend: V4) {
+    let Some(flow) = UDP_FLOWS.get_ptr_mut(tuple) else { return };
+    // SAFETY: an entry of the map, valid for the run of the program.
+    unsafe {
+        if (*flow).backend == backend {
+            (*flow).owner = NO_OWNER;
+        }
+    }
 }
 
 /// Removes an established connection: its tuple is another one's now. `client` and `container` are the tuples of its packets.

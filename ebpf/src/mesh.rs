@@ -6,7 +6,8 @@ use crate::change::{End, add_ethernet_header, decapsulate, encapsulate, nat_rewr
 use crate::clients::replace_client_port;
 use crate::ctx::{ethertype, is_test_run, no_link_header, raw, seconds};
 use crate::flows::{
-    Found, add_flow, add_reply, find_flow, find_reply, follow_client, follow_container, remove_flow, replace_reply,
+    Found, add_flow, add_reply, fill_client, find_flow, find_reply, follow_client, follow_container, leave_backend, remove_flow,
+    replace_reply,
 };
 use crate::maps::{BACKENDS, FRAGMENTS, TARGETS, config, count, lookup, lookup_lru, vip_packets_seen};
 use crate::parse::{ETH_V4, ETH_V6, Packet, PacketKind, parse};
@@ -219,9 +220,21 @@ pub fn translate_known_reply(ctx: &TcContext, packet: &mut Packet, found: &Found
     }
     if packet.is(PacketKind::IcmpError) {
         count(Counter::IcmpError);
+        if packet.tuple.protocol != TCP && is_port_unreachable(ctx, packet) {
+            // The client's next datagram asks the table again, which is without the container once that was seen.
+            fill_client(packet, reply);
+            leave_backend(&packet.reverse, packet.tuple.source[3]);
+        }
     }
     follow_container(packet, found);
     Ok(nat_rewrite(ctx, packet, End::Source, &reply.address, reply.port, reply.client_port)?)
+}
+
+/// Whether an ICMP error says that no socket has the port.
+#[inline(always)]
+fn is_port_unreachable(ctx: &TcContext, packet: &Packet) -> bool {
+    let wanted = if packet.family == 4 { [3, 3] } else { [1, 4] };
+    ctx.load::<[u8; 2]>(packet.l4 as usize).is_ok_and(|kind| kind[0] == wanted[0] && kind[1] == wanted[1])
 }
 
 /// Traffic between containers: reverse NAT of replies to packets that no socket call had translated.

@@ -2,14 +2,14 @@
 //! while somebody watches. Off the path of every other packet.
 
 use crate::ctx::{ethertype, ifindex, raw, seconds};
-use crate::maps::{BACKENDS, PORTS, VIPS, add, config, count, lookup};
+use crate::maps::{BACKENDS, LOCALS, PORTS, VIPS, add, config, count, lookup};
 use crate::parse::{ETH_V4, ETH_V6};
 use aya_ebpf::bindings::__sk_buff;
 use aya_ebpf::helpers::generated::bpf_ktime_get_ns;
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, PerCpuArray, PerCpuHashMap, RingBuf};
 use aya_ebpf::programs::TcContext;
-use skep_ebpf::packet::{ETHERNET, FRAGMENT, TCP, UDP, V4, V6, byte, mapped};
+use skep_ebpf::packet::{ETHERNET, FRAGMENT, TCP, UDP, V6, byte, mapped};
 use skep_ebpf::{Address, Counter, Port, RefusalEvent, RefusalKey, Watch, WatchedSecond, hook_number};
 
 #[map]
@@ -73,14 +73,20 @@ fn describe(ctx: &TcContext, hook: u32, event: &mut RefusalEvent) -> Option<()> 
             event.source = mapped(v4[3]);
             event.destination = mapped(v4[4]);
             event.protocol = byte(v4[2], 1);
-            (l3 + V4, v4[1] & OFFSET != 0 || byte(v4[0], 0) != 0x45)
+            (l3 + 4 * usize::from(byte(v4[0], 0) & 15), v4[1] & OFFSET != 0)
         }
         ETH_V6 => {
             let v6: [u32; 10] = ctx.load(l3).ok()?;
             event.source = [v6[2], v6[3], v6[4], v6[5]];
             event.destination = [v6[6], v6[7], v6[8], v6[9]];
             event.protocol = byte(v6[1], 2);
-            (l3 + V6, event.protocol == FRAGMENT)
+            let mut l4 = l3 + V6;
+            if is_extension(event.protocol) {
+                let [next, length]: [u8; 2] = ctx.load(l4).ok()?;
+                event.protocol = next;
+                l4 += 8 * (usize::from(length) + 1);
+            }
+            (l4, event.protocol == FRAGMENT)
         }
         _ => return None,
     };
@@ -90,6 +96,30 @@ fn describe(ctx: &TcContext, hook: u32, event: &mut RefusalEvent) -> Option<()> 
         event.destination_port = ports[1];
     }
     Some(())
+}
+
+/// Whether an IPv6 header of this number precedes that of the transport protocol: hop-by-hop options, routing, destination options.
+#[inline(always)]
+fn is_extension(number: u8) -> bool {
+    matches!(number, 0 | 43 | 60)
+}
+
+/// Counts a packet that `from_uplink` does not read and leaves to the host, if it is for a published port: it has IPv4 options or an
+/// IPv6 extension header. A function of its own: as [`record`].
+#[inline(never)]
+pub fn unread(skb: *mut __sk_buff) -> u32 {
+    let ctx = TcContext::new(skb);
+    let mut event = RefusalEvent { hook: FROM_UPLINK as u8, reason: Counter::PassHeaders as u16, ..RefusalEvent::default() };
+    if describe(&ctx, FROM_UPLINK, &mut event).is_none() || event.destination_port == 0 {
+        return 0;
+    }
+    event.owner = owner(&event, FROM_UPLINK);
+    if event.owner != 0 && lookup(&LOCALS, &event.destination).is_some() {
+        event.device = ifindex(&ctx);
+        count(Counter::PassHeaders);
+        finish(&mut event, 1);
+    }
+    0
 }
 
 /// The service that a packet is for or from: of a published port, a virtual address or a container; 0 if there is none.

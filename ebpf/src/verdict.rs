@@ -19,6 +19,8 @@ pub enum Verdict {
     RedirectNeighbour(u32),
     /// Dropped, and counted under this reason.
     Drop(Counter),
+    /// Dropped; it is counted already.
+    Discard,
 }
 
 impl Verdict {
@@ -39,6 +41,7 @@ impl Verdict {
                     seen::dropped(ctx, hook, reason);
                     TC_ACT_SHOT as i32
                 }
+                Self::Discard => TC_ACT_SHOT as i32,
             }
         }
     }
@@ -51,7 +54,7 @@ impl Verdict {
             Self::RedirectPeer(ifindex) => (VerdictKind::RedirectPeer, *ifindex),
             Self::Redirect(ifindex) => (VerdictKind::Redirect, *ifindex),
             Self::RedirectNeighbour(ifindex) => (VerdictKind::RedirectNeighbour, *ifindex),
-            Self::Drop(_) => (VerdictKind::Drop, 0),
+            Self::Drop(_) | Self::Discard => (VerdictKind::Drop, 0),
         };
         // SAFETY: the context is a valid one, and the words may be written.
         unsafe {

@@ -1,6 +1,7 @@
 //! The HTTP client under the ACME library: a time limit per request, and the status and `Retry-After` of the last answer, which
 //! the library drops.
 
+use super::new_account::NewAccountRequest;
 use crate::http::{HttpsClient, Request};
 use crate::sync::lock;
 use bytes::Bytes;
@@ -27,11 +28,17 @@ pub struct LastAnswer {
 pub(super) struct AcmeHttp {
     https: HttpsClient,
     last: Arc<Mutex<LastAnswer>>,
+    /// What the library's requests for an account say.
+    new_account: Option<Arc<NewAccountRequest>>,
 }
 
 impl AcmeHttp {
     pub fn new(https: HttpsClient) -> Self {
-        Self { https, last: Arc::default() }
+        Self { https, last: Arc::default(), new_account: None }
+    }
+    /// For a new account alone: every request with content becomes this one.
+    pub fn registering(self, request: NewAccountRequest) -> Self {
+        Self { new_account: Some(Arc::new(request)), ..self }
     }
     pub fn last(&self) -> LastAnswer {
         *lock(&self.last)
@@ -47,7 +54,10 @@ impl HttpClient for AcmeHttp {
         Box::pin(async move {
             *lock(&client.last) = LastAnswer::default();
             let (head, body) = request.into_parts();
-            let body = body.collect().await.map(http_body_util::Collected::to_bytes).unwrap_or_default();
+            let mut body = body.collect().await.map(http_body_util::Collected::to_bytes).unwrap_or_default();
+            if let Some(new_account) = client.new_account.as_ref().filter(|_| !body.is_empty()) {
+                body = new_account.amended(&body).map_err(|error| Error::Other(error.into()))?;
+            }
             let response = client.https.send(Request::from_parts(head, body)).await;
             let response = response.map_err(|error| Error::Other(Box::new(error)))?;
             let header = |name: &str| response.headers().get(name).and_then(|value| value.to_str().ok());

@@ -3,15 +3,17 @@
 use super::client::AcmeHttp;
 use super::dns_hook::DnsHook;
 use super::error::{self, AcmeError, AcmeErrorKind};
+use super::new_account::{self, ExternalBinding, NewAccountRequest};
 use super::settle::ReceivedCertificate;
 use crate::http::HttpsClient;
 use crate::model::acme::{AcmeChallenge, AcmeChallengeKind, AcmeOrder, AcmeRegistration, AcmeSettings, IssuedCertificate};
+use crate::model::payload::SealedData;
 use crate::model::{AcmeAccount, AcmeCertificate, AcmeCertificateId, PayloadId, SecretId, Timestamp};
 use crate::trust::{CertificateRequest, DataKey, PublicCertificate, leaf};
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use instant_acme::{
-    Account, AuthorizationHandle, AuthorizationStatus, CertificateIdentifier, ChallengeStatus, ChallengeType, Error,
-    ExternalAccountKey, Identifier, NewAccount, NewOrder, Order, OrderStatus,
+    Account, AuthorizationHandle, AuthorizationStatus, CertificateIdentifier, ChallengeStatus, ChallengeType, Error, Identifier,
+    NewOrder, Order, OrderStatus,
 };
 use rustls::pki_types::CertificateDer;
 use std::net::IpAddr;
@@ -46,6 +48,9 @@ pub enum Advance {
 fn account_payload() -> PayloadId {
     PayloadId::Secret("acme-account".into())
 }
+fn account_key_payload() -> PayloadId {
+    PayloadId::Secret("acme-account-key".into())
+}
 fn order_payload(certificate: &AcmeCertificateId) -> PayloadId {
     PayloadId::Secret(SecretId::from(format!("acme-order/{certificate}")))
 }
@@ -66,24 +71,34 @@ fn http(settings: &AcmeSettings) -> Result<AcmeHttp, AcmeError> {
 }
 
 impl AcmeExecutor {
-    /// Registers an account with a new key.
+    /// A new key for an account.
     ///
     /// # Errors
     /// See [`AcmeError`].
-    pub async fn register(&self, settings: &AcmeSettings) -> Result<AcmeRegistration, AcmeError> {
-        let http = http(settings)?;
-        let contact = format!("mailto:{}", settings.email);
-        let contacts = if settings.email.is_empty() { &[][..] } else { &[contact.as_str()][..] };
-        let new = NewAccount { contact: contacts, terms_of_service_agreed: settings.terms_agreed, only_return_existing: false };
-        let external = match &settings.external_account {
-            Some(external) => {
-                let key = self.key.open(&external_account_payload(), &external.key).map_err(here)?;
-                Some(ExternalAccountKey::new(external.key_id.clone(), key.expose()))
-            }
-            None => None,
+    pub fn make_key(&self) -> Result<SealedData, AcmeError> {
+        let key = new_account::new_key().map_err(here)?;
+        self.key.seal(&account_key_payload(), key.expose(), &mut rand::rng()).map_err(here)
+    }
+
+    /// Registers the account with its key; with a new one if it has none. One that is registered with the key is found again.
+    ///
+    /// # Errors
+    /// See [`AcmeError`].
+    pub async fn register(&self, account: &AcmeAccount) -> Result<AcmeRegistration, AcmeError> {
+        let settings = &account.settings;
+        let key = match &account.key {
+            Some(sealed) => self.key.open(&account_key_payload(), sealed).map_err(here)?,
+            None => new_account::new_key().map_err(here)?,
         };
+        let external = settings.external_account.as_ref().map(|external| {
+            let key = self.key.open(&external_account_payload(), &external.key).map_err(here)?;
+            Ok(ExternalBinding { key_id: external.key_id.clone(), key })
+        });
+        let request = NewAccountRequest::new(key.expose(), &settings.email, external.transpose()?).map_err(here)?;
+        let http = http(settings)?.registering(request);
         let builder = Account::builder_with_http(Box::new(http.clone()));
-        let made = builder.create(&new, settings.directory.clone(), external.as_ref()).await;
+        let made =
+            builder.create_from_key(new_account::library_key(key.expose()).map_err(here)?, settings.directory.clone()).await;
         let (account, credentials) = made.map_err(|error| AcmeError::read(&error, &http.last()))?;
         let text = serde_json::to_vec(&credentials).map_err(here)?;
         let credentials = self.key.seal(&account_payload(), &text, &mut rand::rng()).map_err(here)?;

@@ -1,8 +1,8 @@
 //! Which host names get a certificate. Pure. An authority counts what it refuses, so names are checked here first.
 
-use crate::model::Service;
-use crate::model::acme::AcmeSettings;
+use crate::model::acme::{AcmeSettings, IssuedCertificate};
 use crate::model::http::HttpEntry;
+use crate::model::{AcmeCertificate, Service, Timestamp};
 use crate::store::Store;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -34,6 +34,26 @@ pub struct WantedNames {
     pub left_out: BTreeMap<String, String>,
 }
 
+/// The names that wildcards are good for that could not be had the last time: those of a certificate that still serves, or none. Other names wait
+/// for other wildcards, as one order is for all of them.
+pub type FailedWildcards = BTreeMap<String, Vec<String>>;
+
+/// Those of the store's records.
+#[must_use]
+pub fn failed_wildcards(store: &Store, now: Timestamp) -> FailedWildcards {
+    let is_failed = |record: &&AcmeCertificate| record.id.as_str().starts_with("*.") && record.failure.is_some();
+    let names = |record: &AcmeCertificate| {
+        let issued = record.issued.as_ref().filter(|issued| serves_on(issued, now));
+        issued.map(|issued| issued.names.clone()).unwrap_or_default()
+    };
+    store.all::<AcmeCertificate>().filter(is_failed).map(|record| (record.id.to_string(), names(record))).collect()
+}
+
+/// More than a sixth of its life is left. It would have been renewed long before.
+fn serves_on(issued: &IssuedCertificate, now: Timestamp) -> bool {
+    now < issued.not_before.plus(issued.not_after.since(issued.not_before).mul_f64(5.0 / 6.0))
+}
+
 /// A host that routes name.
 #[derive(Default)]
 struct NamedHost {
@@ -43,9 +63,9 @@ struct NamedHost {
     label: Option<bool>,
 }
 
-/// The names of all routes with TLS that no secret is named for.
+/// The names of all routes with TLS that no secret is named for. `failed`: [`failed_wildcards`].
 #[must_use]
-pub fn wanted(store: &Store, settings: &AcmeSettings) -> WantedNames {
+pub fn wanted(store: &Store, settings: &AcmeSettings, failed: &FailedWildcards) -> WantedNames {
     let mut hosts: BTreeMap<String, NamedHost> = BTreeMap::new();
     for service in store.services() {
         read(service, &mut hosts);
@@ -64,13 +84,22 @@ pub fn wanted(store: &Store, settings: &AcmeSettings) -> WantedNames {
             None => drop(single.insert(host)),
         }
     }
-    let covers = |host: &str| host.split_once('.').is_some_and(|(_, parent)| single.contains(&format!("*.{parent}")));
+    // A wildcard is proved by DNS alone, which may not be set up: hosts that can prove themselves do not wait for it in vain.
+    let is_good_for = |wildcard: &String, host: &String| failed.get(wildcard).is_none_or(|names| names.contains(host));
+    let is_covered = |host: &str| {
+        let wildcard = host.split_once('.').map(|(_, parent)| format!("*.{parent}"));
+        wildcard.is_some_and(|wildcard| single.contains(&wildcard) && is_good_for(&wildcard, &wildcard))
+    };
     for host in &single {
         if let Some(parent) = host.strip_prefix("*.") {
-            let with_parent = single.contains(parent) && !covers(parent);
+            let with_parent = single.contains(parent) && !is_covered(parent);
             let all = [host.clone()].into_iter().chain(with_parent.then(|| parent.to_owned())).collect();
             names.certificates.insert(host.clone(), all);
-        } else if !covers(host) && !single.contains(&format!("*.{host}")) {
+            continue;
+        }
+        let own = format!("*.{host}");
+        let is_with_own = single.contains(&own) && is_good_for(&own, host);
+        if !is_covered(host) && !is_with_own {
             names.certificates.insert(host.clone(), vec![host.clone()]);
         }
     }
@@ -151,7 +180,7 @@ mod tests {
     }
 
     fn shown(services: &[&[(&str, &str)]]) -> (Vec<String>, Vec<String>) {
-        let names = wanted(&store(services), &AcmeSettings::default());
+        let names = wanted(&store(services), &AcmeSettings::default(), &FailedWildcards::default());
         (names.certificates.values().map(|names| names.join("+")).collect(), names.left_out.into_keys().collect())
     }
 
@@ -176,10 +205,26 @@ mod tests {
     }
 
     #[test]
+    fn a_wildcard_that_has_failed_and_has_no_certificate_covers_nothing() {
+        let store = store(&[&[("skep.http", "*.a.example.com,a.example.com,x.a.example.com")]]);
+        let wanted = |has: &[&str]| {
+            let has = has.iter().map(|name| (*name).to_owned()).collect();
+            let failed = FailedWildcards::from([("*.a.example.com".to_owned(), has)]);
+            let names = wanted(&store, &AcmeSettings::default(), &failed).certificates;
+            names.values().map(|names| names.join("+")).collect::<Vec<_>>()
+        };
+        let both = "*.a.example.com+a.example.com";
+        assert_eq!(wanted(&[]), [both, "a.example.com", "x.a.example.com"]);
+        assert_eq!(wanted(&["*.a.example.com"]), [both, "a.example.com"], "it serves, without its parent");
+        assert_eq!(wanted(&["*.a.example.com", "a.example.com"]), [both]);
+    }
+
+    #[test]
     fn a_private_authority_issues_for_any_name() {
         let store = store(&[&[("skep.http", "a.internal,b.test,c")]]);
         let settings = AcmeSettings { root_certificate: "PEM".to_owned(), ..AcmeSettings::default() };
-        assert_eq!(wanted(&store, &settings).certificates.len(), 3);
-        assert_eq!(wanted(&store, &AcmeSettings::default()).certificates.len(), 0);
+        let none = FailedWildcards::default();
+        assert_eq!(wanted(&store, &settings, &none).certificates.len(), 3);
+        assert_eq!(wanted(&store, &AcmeSettings::default(), &none).certificates.len(), 0);
     }
 }

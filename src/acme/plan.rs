@@ -6,7 +6,7 @@ use super::names::WantedNames;
 use super::settle::{MOST_ASK, ORDER_LIFE};
 use crate::model::acme::{AcmeChallengeKind, AcmeFailure, AcmeOrder};
 use crate::model::{AcmeAccount, AcmeCertificate, AcmeCertificateId, Meta, NodeState, Revision, Timestamp};
-use crate::store::{Action, Kind, Store};
+use crate::store::{ACME_KEYS, Action, Kind, Store};
 use std::collections::BTreeSet;
 use std::time::Duration;
 
@@ -28,13 +28,15 @@ pub struct AcmeInput<'a> {
     pub applied: Revision,
     /// Certificates for which a step is running.
     pub busy: &'a BTreeSet<AcmeCertificateId>,
-    /// The account is being registered.
+    /// The account is being registered, or its key made.
     pub registers: bool,
 }
 
 /// A step at the authority.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum AcmeJob {
+    /// Make the account's key, which is stored before it is used.
+    MakeKey,
     /// Register the account.
     Register,
     /// Make an order.
@@ -77,6 +79,7 @@ pub fn plan(store: &Store, input: AcmeInput<'_>) -> AcmePlan {
         match &account.failure {
             _ if input.registers || wanted.certificates.is_empty() => {}
             Some(failure) if is_pending(failure, input.now) => plan.wake_at(failure.next),
+            _ if account.key.is_none() && store.feature_level() >= ACME_KEYS => plan.jobs.push(AcmeJob::MakeKey),
             _ => plan.jobs.push(AcmeJob::Register),
         }
         return plan;
@@ -147,6 +150,12 @@ fn is_pending(failure: &AcmeFailure, now: Timestamp) -> bool {
     is_ahead(failure.next, failure.next.since(failure.at), now)
 }
 
+/// Until when the authority is asked for no order of the account.
+fn held_until(store: &Store, now: Timestamp) -> Option<Timestamp> {
+    let failure = store.acme_account()?.failure.as_ref();
+    failure.filter(|failure| is_pending(failure, now)).map(|failure| failure.next)
+}
+
 /// The next step of one certificate, or when there is one.
 fn next(store: &Store, certificate: &AcmeCertificate, input: AcmeInput<'_>, plan: &mut AcmePlan) {
     let now = input.now;
@@ -170,7 +179,10 @@ fn next(store: &Store, certificate: &AcmeCertificate, input: AcmeInput<'_>, plan
     };
     match (&certificate.failure, &certificate.issued) {
         (Some(failure), _) if due <= now && is_pending(failure, now) => plan.wake_at(failure.next),
-        _ if due <= now => plan.jobs.push(AcmeJob::Order(certificate.clone())),
+        _ if due <= now => match held_until(store, now) {
+            Some(until) => plan.wake_at(until),
+            None => plan.jobs.push(AcmeJob::Order(certificate.clone())),
+        },
         (_, Some(issued)) if !is_ahead(issued.renewal.ask_at, MOST_ASK, now) => {
             plan.jobs.push(AcmeJob::AskRenewal(certificate.clone()));
         }

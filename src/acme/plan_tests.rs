@@ -21,13 +21,9 @@ struct Planned {
 }
 
 fn account(url: &str) -> AcmeAccount {
-    AcmeAccount {
-        id: "c".into(),
-        meta: Meta::default(),
-        settings: AcmeSettings { enabled: true, ..AcmeSettings::default() },
-        registration: Some(AcmeRegistration { url: url.to_owned(), credentials: SealedData::default() }),
-        failure: None,
-    }
+    let registration = Some(AcmeRegistration { url: url.to_owned(), credentials: SealedData::default() });
+    let settings = AcmeSettings { enabled: true, ..AcmeSettings::default() };
+    AcmeAccount { registration, ..AcmeAccount::new("c".into(), settings) }
 }
 
 impl Planned {
@@ -47,7 +43,8 @@ impl Planned {
     }
 
     fn plan(&self) -> AcmePlan {
-        let wanted = &names::wanted(&self.store, &self.store.acme_account().unwrap().settings);
+        let failed = names::failed_wildcards(&self.store, self.now);
+        let wanted = &names::wanted(&self.store, &self.store.acme_account().unwrap().settings, &failed);
         plan(&self.store, AcmeInput { now: self.now, wanted, applied: self.applied, busy: &self.busy, registers: false })
     }
 
@@ -114,6 +111,52 @@ fn rng() -> StdRng {
 }
 
 #[test]
+fn a_wildcard_that_cannot_be_had_leaves_the_other_hosts_their_certificates() {
+    let mut planned = Planned::new("*.example.com,a.example.com");
+    let orders = |plan: &AcmePlan| {
+        let id = |job: &AcmeJob| match job {
+            AcmeJob::Order(certificate) => certificate.id.to_string(),
+            other => panic!("{other:?}"),
+        };
+        plan.jobs.iter().map(id).collect::<Vec<_>>()
+    };
+    assert_eq!(orders(&planned.settled()), ["*.example.com"], "one order may be for both");
+    let error = AcmeError::refused("a certificate for a wildcard needs dns-01");
+    let failed = settle::failed(planned.record("*.example.com"), &error, planned.now, &mut rng());
+    planned.write(vec![Action::update(failed)]);
+    assert_eq!(orders(&planned.settled()), ["a.example.com"]);
+    let now = planned.now;
+    planned.update(|record| settle::issued(record, received(now, 90 * DAY), now, &mut rng()));
+    planned.now = now.plus(80 * DAY);
+    assert!(orders(&planned.settled()).contains(&"a.example.com".to_owned()), "it is renewed");
+    let of_wildcard = ReceivedCertificate { names: vec!["*.example.com".to_owned()], ..received(planned.now, 90 * DAY) };
+    let issued = settle::issued(planned.record("*.example.com"), of_wildcard, planned.now, &mut rng());
+    planned.write(vec![Action::update(issued)]);
+    assert!(planned.settled().jobs.is_empty(), "it is for both");
+    planned.now = planned.now.plus(76 * DAY);
+    assert_eq!(orders(&planned.settled()), ["*.example.com"]);
+    let failed = settle::failed(planned.record("*.example.com"), &error, planned.now, &mut rng());
+    planned.write(vec![Action::update(failed)]);
+    assert_eq!(orders(&planned.settled()), ["a.example.com"], "a wildcard that ends and is not renewed");
+}
+
+#[test]
+fn an_order_that_is_one_too_many_holds_back_those_of_other_hosts() {
+    let mut planned = Planned::new("a.example.com,b.example.com");
+    assert_eq!(planned.settled().jobs.len(), 2);
+    let retry_after = Some(DAY);
+    let error = AcmeError { retry_after, ..AcmeError::new(AcmeErrorKind::RateLimited, "too many new orders") };
+    let now = planned.now;
+    planned.update(|record| settle::failed(record, &error, now, &mut rng()));
+    planned.account(|account| *account = settle::held(account, &error, now));
+    let plan = planned.settled();
+    assert_eq!((plan.jobs.len(), plan.wake), (0, Some(now.plus(Duration::from_mins(10)))));
+    planned.now = now.plus(Duration::from_mins(10));
+    let jobs = planned.settled().jobs;
+    assert!(matches!(&jobs[..], [AcmeJob::Order(one)] if one.id.as_str() == "b.example.com"), "{jobs:?}");
+}
+
+#[test]
 fn nothing_is_done_until_it_is_switched_on_and_the_account_comes_first() {
     let mut planned = Planned::new("a.example.com");
     planned.account(|account| account.settings.enabled = false);
@@ -124,6 +167,21 @@ fn nothing_is_done_until_it_is_switched_on_and_the_account_comes_first() {
     let failure = AcmeFailure { reason: "no".to_owned(), at: planned.now, next: later, count: 1 };
     planned.account(|account| account.failure = Some(failure));
     assert_eq!(planned.settled(), AcmePlan { wake: Some(later), ..AcmePlan::default() });
+}
+
+#[test]
+fn the_key_of_an_account_is_stored_before_the_account_is_made_where_every_manager_reads_it() {
+    let mut planned = Planned::new("a.example.com");
+    planned.account(|account| account.registration = None);
+    let cluster = crate::model::Cluster { feature_level: ACME_KEYS - 1, ..fixture::cluster() };
+    planned.write(vec![Action::create(cluster)]);
+    assert_eq!(planned.settled().jobs, [AcmeJob::Register]);
+    let mut stored = planned.store.cluster().unwrap().clone();
+    stored.feature_level = ACME_KEYS;
+    planned.write(vec![Action::update(stored)]);
+    assert_eq!(planned.settled().jobs, [AcmeJob::MakeKey]);
+    planned.account(|account| account.key = Some(SealedData::default()));
+    assert_eq!(planned.settled().jobs, [AcmeJob::Register]);
 }
 
 #[test]

@@ -4,7 +4,7 @@ use super::error::{AcmeError, AcmeErrorKind};
 use crate::backoff::Backoff;
 use crate::model::acme::{AcmeFailure, AcmeOrder, AcmeRenewal, IssuedCertificate};
 use crate::model::payload::SealedData;
-use crate::model::{AcmeCertificate, SecretId, Timestamp};
+use crate::model::{AcmeAccount, AcmeCertificate, SecretId, Timestamp};
 use crate::trust::Validity;
 use rand::Rng;
 use std::time::Duration;
@@ -21,6 +21,9 @@ pub const ORDER_LIFE: Duration = Duration::from_hours(24);
 pub(super) const MOST_ASK: Duration = Duration::from_hours(6);
 /// Shortest time between two certificates of a name, whatever the clock and the authority say.
 const LEAST_HELD: Duration = Duration::from_mins(10);
+/// How long other certificates wait when an order was one too many. The bound may be of that one's domain alone.
+const LEAST_PAUSE: Duration = Duration::from_mins(1);
+const MOST_PAUSE: Duration = Duration::from_mins(10);
 /// Bytes of a reason that are kept: every node is sent it.
 const MOST_REASON: usize = 1000;
 
@@ -49,6 +52,14 @@ pub fn failed(before: &AcmeCertificate, error: &AcmeError, now: Timestamp, rng: 
     let keep = |order: &AcmeOrder| !error.ends_order() && now.since(order.created_at) < ORDER_LIFE;
     let order = before.order.clone().filter(keep).map(|order| AcmeOrder { look_at: failure.next, ..order });
     AcmeCertificate { order, failure: Some(failure), ..before.clone() }
+}
+
+/// The account after it was refused an order as one too many: no other is made for a while.
+#[must_use]
+pub fn held(before: &AcmeAccount, error: &AcmeError, now: Timestamp) -> AcmeAccount {
+    let pause = error.retry_after.unwrap_or(LEAST_PAUSE).clamp(LEAST_PAUSE, MOST_PAUSE);
+    let failure = AcmeFailure { reason: shown(&error.reason), at: now, next: now.plus(pause), count: 1 };
+    AcmeAccount { failure: Some(failure), ..before.clone() }
 }
 
 /// With an order that was made.

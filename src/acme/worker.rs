@@ -3,11 +3,12 @@
 use super::dns_hook::DnsHook;
 use super::error::{AcmeError, AcmeErrorKind};
 use super::executor::{AcmeExecutor, Advance};
-use super::names::{self, WantedNames};
+use super::names::{self, FailedWildcards, WantedNames};
 use super::plan::{AcmeInput, AcmeJob, AcmePlan, is_too_old, plan, with_nodes_down};
 use super::settle;
 use crate::clock::{Clock, reached};
 use crate::model::acme::{AcmeChallengeKind, AcmeOrder, AcmeRegistration, AcmeSettings};
+use crate::model::payload::SealedData;
 use crate::model::{AcmeAccount, AcmeCertificate, AcmeCertificateId, Revision, Service, Timestamp};
 use crate::store::{Action, ProposeError, Store, StoreHandle, changed};
 use crate::trust::PayloadVault;
@@ -28,6 +29,7 @@ const ATTEMPTS: u32 = 20;
 const PAUSE: Duration = Duration::from_millis(500);
 
 /// What the loop works with.
+#[derive(Clone)]
 pub struct AcmeWorkerConfig {
     pub store: StoreHandle,
     pub leads: watch::Receiver<bool>,
@@ -43,20 +45,24 @@ pub struct AcmeWorker {
     config: AcmeWorkerConfig,
 }
 
-/// The names that are wanted, read again once services or settings have changed.
+/// The names that are wanted, read again once services, settings or what fails have changed.
 #[derive(Default)]
 struct KnownNames {
     of: Option<Arc<Store>>,
+    failed: FailedWildcards,
     names: WantedNames,
 }
 
 impl KnownNames {
-    fn of(&mut self, store: &Arc<Store>) -> &WantedNames {
+    fn of(&mut self, store: &Arc<Store>, now: Timestamp) -> &WantedNames {
         let settings = |store: &Store| store.acme_account().map(|account| account.settings.clone());
         let is_known =
             |before: &Arc<Store>| changed::<Service>(before, store).next().is_none() && settings(before) == settings(store);
-        if !self.of.as_ref().is_some_and(is_known) {
-            self.names = settings(store).map(|settings| names::wanted(store, &settings)).unwrap_or_default();
+        let failed = names::failed_wildcards(store, now);
+        if self.failed != failed || !self.of.as_ref().is_some_and(is_known) {
+            let wanted = |settings| names::wanted(store, &settings, &failed);
+            self.names = settings(store).map(wanted).unwrap_or_default();
+            self.failed = failed;
         }
         self.of = Some(store.clone());
         &self.names
@@ -65,6 +71,7 @@ impl KnownNames {
 
 /// What a step has led to.
 enum StepOutcome {
+    KeyMade(AcmeSettings, Result<SealedData, AcmeError>),
     Registered(AcmeSettings, Result<AcmeRegistration, AcmeError>),
     /// Of a certificate, with the account that the step has read.
     Of(AcmeCertificateId, Box<AcmeAccount>, Box<RecordChange>),
@@ -107,7 +114,7 @@ impl AcmeWorker {
             let store = view.borrow_and_update().clone();
             let now = self.config.clock.now();
             let input =
-                AcmeInput { now, wanted: wanted.of(&store), applied: *applied.borrow_and_update(), busy: &busy, registers };
+                AcmeInput { now, wanted: wanted.of(&store, now), applied: *applied.borrow_and_update(), busy: &busy, registers };
             let AcmePlan { actions, jobs: steps, wake } = plan(&store, input);
             if !actions.is_empty() {
                 if let Err(error) = self.config.store.write(now, actions).await {
@@ -118,7 +125,7 @@ impl AcmeWorker {
             }
             for job in steps {
                 match &job {
-                    AcmeJob::Register => registers = true,
+                    AcmeJob::MakeKey | AcmeJob::Register => registers = true,
                     AcmeJob::Order(certificate) | AcmeJob::Advance { certificate, .. } | AcmeJob::AskRenewal(certificate) => {
                         busy.insert(certificate.id.clone());
                     }
@@ -134,9 +141,17 @@ impl AcmeWorker {
                 }
                 _ = applied.changed(), if waits => {}
                 Some(ended) = jobs.join_next() => match ended {
+                    Ok(StepOutcome::KeyMade(settings, result)) => {
+                        registers = false;
+                        self.registering(&settings, result, |account, key| account.key = Some(key)).await;
+                    }
                     Ok(StepOutcome::Registered(settings, result)) => {
                         registers = false;
-                        self.registered(&settings, result).await;
+                        if let Ok(registration) = &result {
+                            tracing::info!(account = registration.url, "ACME account registered");
+                        }
+                        let registered = |account: &mut AcmeAccount, of| (account.registration, account.failure) = (Some(of), None);
+                        self.registering(&settings, result, registered).await;
                     }
                     Ok(StepOutcome::Of(id, account, change)) => {
                         self.settle(&id, &account, *change).await;
@@ -172,16 +187,21 @@ impl AcmeWorker {
         });
     }
 
-    async fn registered(&self, settings: &AcmeSettings, result: Result<AcmeRegistration, AcmeError>) {
-        match &result {
-            Ok(registration) => tracing::info!(account = registration.url, "ACME account registered"),
-            Err(error) => tracing::warn!(%error, "the ACME account cannot be registered"),
+    /// Stores what a step on the way to the account has led to: `done` puts it into the account.
+    async fn registering<T: Clone + Sync>(
+        &self,
+        settings: &AcmeSettings,
+        result: Result<T, AcmeError>,
+        done: impl Fn(&mut AcmeAccount, T) + Sync,
+    ) {
+        if let Err(error) = &result {
+            tracing::warn!(%error, "the ACME account cannot be registered");
         }
         let change = |store: &Store, now: Timestamp| {
             let account = store.acme_account().filter(|account| account.settings == *settings)?;
             let mut next = account.clone();
             match &result {
-                Ok(registration) => (next.registration, next.failure) = (Some(registration.clone()), None),
+                Ok(of) => done(&mut next, of.clone()),
                 Err(error) => next.failure = Some(settle::failure(account.failure.as_ref(), error, now, &mut rand::rng())),
             }
             Some(vec![Action::update(next)])
@@ -222,11 +242,17 @@ impl AcmeWorker {
                 }
                 RecordChange::Renewal(answer) => settle::renewal(record, *answer, now, rng),
             };
+            // What it counts, it counts for the account too: the other certificates wait, and meet it one by one.
+            let held = match &change {
+                RecordChange::Ordered(Err(error)) if error.kind == AcmeErrorKind::RateLimited && is_same => Some(error),
+                _ => None,
+            };
+            let held = held.map(|error| Action::update(settle::held(account, error, now)));
             let gone = matches!(&change,
                 RecordChange::Ordered(Err(error)) | RecordChange::Advanced(_, Err(error)) if error.kind == AcmeErrorKind::AccountGone);
             // The account of a step that has begun before another one was registered is of no interest any more.
             let forgotten = (gone && is_same).then(|| Action::update(AcmeAccount { registration: None, ..account.clone() }));
-            Some([Action::update(next)].into_iter().chain(forgotten).collect())
+            Some([Action::update(next)].into_iter().chain(forgotten).chain(held).collect())
         };
         self.store(make).await;
     }
@@ -266,7 +292,8 @@ fn preferred(settings: &AcmeSettings, certificate: &AcmeCertificate, has_hook: b
 async fn carry_out(job: AcmeJob, account: &AcmeAccount, executor: &AcmeExecutor, now: Timestamp) -> StepOutcome {
     let of = |id, change| StepOutcome::Of(id, Box::new(account.clone()), Box::new(change));
     match job {
-        AcmeJob::Register => StepOutcome::Registered(account.settings.clone(), executor.register(&account.settings).await),
+        AcmeJob::MakeKey => StepOutcome::KeyMade(account.settings.clone(), executor.make_key()),
+        AcmeJob::Register => StepOutcome::Registered(account.settings.clone(), executor.register(account).await),
         AcmeJob::Order(certificate) => {
             let prefer = preferred(&account.settings, &certificate, executor.hook.is_some());
             let ordered = executor.order(account, &certificate, &prefer, now).await;
@@ -305,7 +332,7 @@ async fn carry_out(job: AcmeJob, account: &AcmeAccount, executor: &AcmeExecutor,
 fn could_not(job: AcmeJob, account: &AcmeAccount, error: AcmeError) -> StepOutcome {
     let of = |id, change| StepOutcome::Of(id, Box::new(account.clone()), Box::new(change));
     match job {
-        AcmeJob::Register => StepOutcome::Registered(account.settings.clone(), Err(error)),
+        AcmeJob::MakeKey | AcmeJob::Register => StepOutcome::Registered(account.settings.clone(), Err(error)),
         AcmeJob::Order(certificate) => of(certificate.id, RecordChange::Ordered(Err(error))),
         AcmeJob::Advance { certificate: AcmeCertificate { id, order: Some(order), .. }, .. } => {
             of(id, RecordChange::Advanced(order, Err(error)))

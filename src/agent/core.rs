@@ -366,7 +366,11 @@ impl Core {
                 record.created = true;
                 // Not by an answer from before it is started again.
                 let is_of_this_start = container.state == ContainerState::Running || record.busy.is_none();
-                record.unhealthy |= container.health == Some(Health::Unhealthy) && is_of_this_start;
+                // A server that was asked to stop does not answer its checks any more: that is no failure, unless the order came for
+                // an earlier one.
+                let is_to_run = |task: &Arc<Task>| task.desired_state <= TaskState::Running || task.status.unhealthy;
+                let counts = is_of_this_start && self.tasks.get(&task).is_none_or(is_to_run);
+                record.unhealthy |= container.health == Some(Health::Unhealthy) && counts;
                 self.containers.insert(task, container);
             }
             None => {
@@ -434,7 +438,7 @@ impl Core {
                     record.refused = Some(match kind {
                         StepKind::Start => format!("starting container failed: {error}"),
                         // Docker's text: it begins with what is missing, where that of a registry ends with it.
-                        StepKind::Fetch => {
+                        StepKind::Fetch if !matches!(error, EngineError::Panicked(_)) => {
                             effects.push(Effect::LogPullFailed(id.clone(), error.to_string()));
                             format!("No such image: {}", image())
                         }

@@ -347,6 +347,29 @@ fn an_unhealthy_container_is_stopped_when_the_leader_says_that_no_node_sends_to_
 }
 
 #[test]
+fn a_container_that_fails_its_checks_while_it_is_stopped_has_not_failed() {
+    let healthy = Container { health: Some(Health::Healthy), ..container("c1", "t1", ContainerState::Running) };
+    let mut t = task("t1");
+    t.status.state = TaskState::Running;
+    let mut core = settled(std::slice::from_ref(&t), &[healthy]);
+    t.desired_state = TaskState::Shutdown;
+    let stop = core.handle(at(23), Event::View(view(2, std::slice::from_ref(&t), &[])));
+    let Some(Effect::Run(_, number, _)) = stop.iter().find(|e| matches!(e, Effect::Run(..))) else { panic!("{}", text(&stop)) };
+    // Its server listens no longer, and takes a while for what it has accepted.
+    let during = inspected(&mut core, 80, unhealthy(ContainerState::Running));
+    assert!(!text(&during).contains("unhealthy"), "{}", text(&during));
+    core.handle(at(24), Event::Done("t1".into(), *number, Ok(None)));
+    let ended = inspected(&mut core, 90, unhealthy(ContainerState::Exited));
+    assert!(text(&ended).contains("report t1 shutdown \"shutdown\""), "{}", text(&ended));
+    // A daemon that starts after the order for one that was unhealthy before knows it from the view.
+    t.status.unhealthy = true;
+    let mut core = settled(std::slice::from_ref(&t), &[unhealthy(ContainerState::Running)]);
+    core.handle(at(24), Event::Done("t1".into(), 2, Ok(None)));
+    let ended = inspected(&mut core, 90, unhealthy(ContainerState::Exited));
+    assert!(text(&ended).contains("report t1 failed") && text(&ended).contains("unhealthy container"), "{}", text(&ended));
+}
+
+#[test]
 fn an_unhealthy_container_is_stopped_after_a_bounded_time_without_a_leader() {
     let (mut core, _) = with_unhealthy_task();
     let stop = core.handle(at(30), Event::Tick);

@@ -1,10 +1,12 @@
 //! The last view on disk, so that a restarted node starts its tasks and its tunnel without any manager.
 
 use crate::durable::{DocumentFile, UnknownFields};
-use crate::model::NodeView;
+use crate::model::{NodeView, PullAuth};
 use anyhow::Context as _;
 use serde::{Deserialize, Serialize};
+use std::borrow::Cow;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 const FILE: DocumentFile = DocumentFile {
     name: "the ledger",
@@ -58,6 +60,19 @@ impl Ledger {
     /// # Errors
     /// The disk is full or broken; the view stored before is untouched.
     pub fn store(&self, view: &NodeView) -> anyhow::Result<()> {
-        FILE.store(&self.path, &LedgerDocument { format: FILE.format, view })
+        FILE.store(&self.path, &LedgerDocument { format: FILE.format, view: without_credentials(view) })
     }
+}
+
+/// The view without registry credentials: a node that starts again has the images of its tasks, and gets them with its next session
+/// for those that it does not have.
+fn without_credentials(view: &NodeView) -> Cow<'_, NodeView> {
+    if view.tasks.by_id.values().all(|task| task.pull_auth.is_none()) {
+        return Cow::Borrowed(view);
+    }
+    let mut view = view.clone();
+    for task in Arc::make_mut(&mut view.tasks).by_id.values_mut().filter(|task| task.pull_auth.is_some()) {
+        Arc::make_mut(task).pull_auth = Some(PullAuth::withheld());
+    }
+    Cow::Owned(view)
 }

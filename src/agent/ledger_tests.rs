@@ -2,7 +2,7 @@
 
 use super::ledger::Ledger;
 use super::testing::{task, view};
-use crate::model::{Payload, PayloadId};
+use crate::model::{Payload, PayloadId, PullAuth, Task, TaskId};
 use std::os::unix::fs::PermissionsExt as _;
 use std::sync::Arc;
 
@@ -38,6 +38,25 @@ fn contents_of_secrets_are_not_written() {
     assert!(text.contains("t1") && !text.contains("cGxhbnRlZA"), "{text}");
     assert!(!format!("{view:?}").contains("cGxhbnRlZA"), "nor shown");
     assert!(ledger.load().expect("reads").expect("stored").tasks.payloads.is_empty());
+    std::fs::remove_dir_all(dir).expect("cleans");
+}
+
+#[test]
+fn registry_credentials_are_not_written_and_that_there_are_some_is() {
+    let (dir, ledger) = ledger("credentials");
+    let with = |id: &str, header: &str| Task { pull_auth: Some(PullAuth::new(header.to_owned())), ..task(id) };
+    let view = view(1, &[task("open"), with("private", "cGxhbnRlZA==")], &[]);
+    ledger.store(&view).expect("writes");
+    let text = std::fs::read_to_string(ledger.path()).expect("reads");
+    assert!(text.contains("private") && !text.contains("cGxhbnRlZA"), "{text}");
+    let loaded = ledger.load().expect("reads").expect("stored");
+    let auth = |id: &str| loaded.tasks.by_id[&TaskId::from(id)].pull_auth.clone();
+    assert_eq!((auth("open"), auth("private").map(|auth| auth.is_withheld())), (None, Some(true)));
+    assert!(view.tasks.by_id.values().any(|task| task.pull_auth.as_ref().is_some_and(|auth| !auth.is_withheld())), "in use");
+    // A ledger of an earlier build has them.
+    std::fs::write(ledger.path(), text.replace("\"pull_auth\":\"\"", "\"pull_auth\":\"cGxhbnRlZA==\"")).expect("written");
+    let earlier = ledger.load().expect("reads").expect("stored");
+    assert_eq!(earlier, *view);
     std::fs::remove_dir_all(dir).expect("cleans");
 }
 

@@ -7,12 +7,13 @@ use super::task_record::RETRY;
 use crate::clock::Clock;
 use crate::model::node::NodeDescription;
 use crate::model::template::TemplateContext;
-use crate::model::{NodeId, NodeView, Revision, Task, TaskId, TaskState, TaskStatus, Timestamp};
+use crate::model::{NodeId, NodeView, PullAuth, Revision, Task, TaskId, TaskState, TaskStatus, Timestamp};
 use crate::runtime::mounts::mount_error;
 use crate::runtime::{ContainerEvent, Engine, EngineError, FilePlan, TaskFiles, deadlines};
-use crate::sync::replace_if_changed;
-use futures_util::{Stream, StreamExt as _};
+use crate::sync::{panic_text, replace_if_changed};
+use futures_util::{FutureExt as _, Stream, StreamExt as _};
 use std::collections::{BTreeMap, VecDeque};
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{OnceCell, Semaphore, mpsc, watch};
@@ -25,6 +26,8 @@ const SLOW_TICK: Duration = Duration::from_secs(15);
 const TICK: Duration = Duration::from_secs(5);
 /// Stops at the same time: each mostly waits for its container, so many are cheap.
 const STOPS: usize = 64;
+/// Calls that have taken long and keep no permit any more.
+const HUNG: usize = 64;
 /// Engine events replayed around the start of a stream, in seconds; one inspection too many does no harm.
 const OVERLAP: i64 = 2;
 /// Events queued for the core; a full queue makes the calls and the engine's event stream wait.
@@ -55,7 +58,7 @@ pub async fn run(
 ) {
     let AgentChannels { mut view, status, applied, engine_answers, mut session } = channels;
     let (events, mut queue) = mpsc::channel(QUEUE);
-    let watcher = tokio::spawn(watch_engine(config.me.clone(), engine.clone(), clock.clone(), events.clone()));
+    let mut watcher = tokio::spawn(watch_engine(config.me.clone(), engine.clone(), clock.clone(), events.clone()));
     let mut shell = AgentShell::new(config, engine, events, applied, engine_answers);
     let mut reports_open = true;
     let mut view_open = true;
@@ -66,6 +69,11 @@ pub async fn run(
         let until = shell.wake.map_or(TICK, |at| at.since(clock.now()).min(TICK));
         let event = tokio::select! {
             () = shutdown.cancelled() => break,
+            // It never ends by itself: this loop is started again with another one.
+            ended = &mut watcher => {
+                tracing::error!(error = ended.err().map(|error| error.to_string()), "the watcher of the engine has ended");
+                break;
+            }
             Some(event) = queue.recv() => event,
             changed = view.changed(), if view_open => {
                 view_open = changed.is_ok();
@@ -131,6 +139,7 @@ impl AgentShell {
             events,
             pulls: Arc::new(Semaphore::new(config.pulls.max(1))),
             steps: Arc::new(Semaphore::new(config.steps.max(1))),
+            hung: Arc::new(Semaphore::new(HUNG)),
             stops: Arc::new(Semaphore::new(STOPS)),
             me: config.me.clone(),
             files: Arc::new(TaskFiles::new(config.files.clone())),
@@ -214,6 +223,25 @@ fn log_status(task: &TaskId, status: &TaskStatus) {
     }
 }
 
+/// The result of a call that waits for a permit. One that takes long hangs, as at a mount that does not answer, and keeps its permit
+/// from the others no longer.
+async fn within_permit<T>(permits: &Semaphore, hung: &Semaphore, patience: Duration, call: impl Future<Output = T> + Send) -> T {
+    let permit = permits.acquire().await;
+    let mut call = std::pin::pin!(call);
+    tokio::select! {
+        done = &mut call => return done,
+        () = tokio::time::sleep(patience) => {}
+    }
+    // As many as that hang: then the engine itself is slow, and is given no more work.
+    tokio::select! {
+        done = &mut call => done,
+        _hung = hung.acquire() => {
+            drop(permit);
+            call.await
+        }
+    }
+}
+
 /// Calls the engine, each call in a spawned future, and sends the result as an event.
 #[derive(Clone)]
 struct EngineWorker {
@@ -221,6 +249,7 @@ struct EngineWorker {
     events: mpsc::Sender<Event>,
     pulls: Arc<Semaphore>,
     steps: Arc<Semaphore>,
+    hung: Arc<Semaphore>,
     stops: Arc<Semaphore>,
     me: NodeId,
     files: Arc<TaskFiles>,
@@ -230,27 +259,40 @@ struct EngineWorker {
 
 impl EngineWorker {
     async fn run(self, task: TaskId, number: u64, job: Job) {
-        let result = self.call(job).await;
+        let result = caught(job.name(), self.call(job)).await;
         let _ = self.events.send(Event::Done(task, number, result)).await;
     }
 
     async fn call(&self, job: Job) -> Result<Option<String>, EngineError> {
-        let bound = match &job {
-            Job::Stop(..) => &self.stops,
-            // An image that the engine has needs no permit.
+        match &job {
+            Job::Stop(..) => {
+                let _permit = self.stops.acquire().await;
+                self.carry_out(job).await
+            }
             Job::Fetch(image, _) => {
+                // An image that the engine has needs no permit.
                 if self.engine.has_image(image).await? {
                     return Ok(None);
                 }
-                &self.pulls
+                let _permit = self.pulls.acquire().await;
+                self.carry_out(job).await
             }
-            _ => &self.steps,
-        };
-        let _permit = bound.acquire().await;
+            _ => {
+                let patience = self.engine.deadlines().permit;
+                within_permit(&self.steps, &self.hung, patience, self.carry_out(job)).await
+            }
+        }
+    }
+
+    async fn carry_out(&self, job: Job) -> Result<Option<String>, EngineError> {
         match job {
             Job::Fetch(image, auth) => {
                 // Another task may have pulled it meanwhile.
                 if !self.engine.has_image(&image).await? {
+                    // A node that has started from its ledger: the next session brings them.
+                    if auth.as_ref().is_some_and(PullAuth::is_withheld) {
+                        return Err(EngineError::Busy(format!("the credentials to pull {image} come with the next session")));
+                    }
                     self.engine.pull(&image, auth.as_ref()).await?;
                 }
             }
@@ -308,29 +350,40 @@ impl EngineWorker {
             let containers = deadlines::list(&*self.engine, &me).await?;
             Ok((containers, self.engine.networks().await?))
         };
-        let event = Event::Listed(number, found.await);
+        let event = Event::Listed(number, caught("list", found).await);
         let _ = self.events.send(event).await;
     }
 
     async fn inspect(self, number: u64, id: String) {
-        let found = self.engine.inspect(&id).await;
+        let found = caught("inspect", self.engine.inspect(&id)).await;
         let _ = self.events.send(Event::Inspected(number, id, found)).await;
     }
 
     async fn list_networks(self, number: u64) {
-        let found = self.engine.networks().await;
+        let found = caught("list networks", self.engine.networks()).await;
         let _ = self.events.send(Event::NetworksListed(number, found)).await;
     }
 
     async fn remove_network(self, id: String) {
         // A container that has stopped finds its network again when it is started.
-        let result = match self.engine.is_referenced(&id).await {
-            Ok(false) => self.engine.remove_network(&id).await,
-            Ok(true) => Err(EngineError::Busy("a container that is not removed yet refers to it".to_owned())),
-            Err(error) => Err(error),
+        let removed = async {
+            if self.engine.is_referenced(&id).await? {
+                return Err(EngineError::Busy("a container that is not removed yet refers to it".to_owned()));
+            }
+            self.engine.remove_network(&id).await
         };
+        let result = caught("remove network", removed).await;
         let _ = self.events.send(Event::NetworkRemoved(id, result)).await;
     }
+}
+
+/// A call whose panic is an error: otherwise no event would follow, and what waits for one would wait for ever.
+async fn caught<T>(call: &'static str, running: impl Future<Output = Result<T, EngineError>>) -> Result<T, EngineError> {
+    AssertUnwindSafe(running).catch_unwind().await.unwrap_or_else(|panic| {
+        let text = panic_text(&*panic);
+        tracing::error!(call, panic = text, "a call to the engine has panicked");
+        Err(EngineError::Panicked(format!("{call} panicked: {text}")))
+    })
 }
 
 impl Job {

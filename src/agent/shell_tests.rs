@@ -208,6 +208,30 @@ async fn a_private_image_is_pulled_with_the_credentials_of_its_task() {
     agent.until("with", TaskState::Running).await;
 }
 
+/// The ledger has no credentials: a task whose image is there starts from it, another one waits for the next session and is not given up.
+#[tokio::test]
+async fn a_task_whose_credentials_are_not_known_yet_waits_for_them_unless_its_image_is_there() {
+    let mut agent = AgentFixture::new(engine());
+    let auth = PullAuth::new("eyJ1c2VybmFtZSI6ImEifQ==".to_owned());
+    {
+        let mut state = agent.engine.state();
+        state.registry.insert("private:1".to_owned());
+        state.private.insert("private:1".to_owned(), auth.clone());
+    }
+    let with = |id: &str, image: &str, auth: &PullAuth| {
+        let mut t = task(id);
+        std::sync::Arc::make_mut(&mut t.spec).container_spec.image = image.to_owned();
+        Task { pull_auth: Some(auth.clone()), ..t }
+    };
+    let tasks = |auth: &PullAuth| [with("there", "web:1", auth), with("missing", "private:1", auth)];
+    agent.want(&tasks(&PullAuth::withheld()));
+    agent.until("there", TaskState::Running).await;
+    agent.until("missing", TaskState::Preparing).await;
+    assert!(!agent.engine.state().calls.iter().any(|call| call.starts_with("pull")));
+    agent.want(&tasks(&auth));
+    agent.until("missing", TaskState::Running).await;
+}
+
 #[tokio::test]
 async fn leaving_removes_all_containers_and_networks_of_skep() {
     let engine = engine();
@@ -250,6 +274,25 @@ async fn a_container_that_does_not_answer_does_not_stop_the_agent() {
 }
 
 #[tokio::test]
+async fn calls_that_hang_do_not_stop_the_agent_however_many_they_are() {
+    let engine = engine();
+    {
+        let mut state = engine.state();
+        state.images.insert("hangs:1".to_owned());
+        state.hung_images.insert("hangs:1".to_owned());
+        state.deadlines.permit = Duration::from_millis(20);
+    }
+    let mut agent = AgentFixture::new(engine);
+    let hangs = (0..40).map(|n| {
+        let mut hangs = task(&format!("a{n}"));
+        Arc::make_mut(&mut hangs.spec).container_spec.image = "hangs:1".to_owned();
+        hangs
+    });
+    agent.want(&hangs.chain([task("other")]).collect::<Vec<_>>());
+    agent.until("other", TaskState::Running).await;
+}
+
+#[tokio::test]
 async fn a_list_that_is_not_answered_is_made_again() {
     let engine = engine();
     {
@@ -261,4 +304,23 @@ async fn a_list_that_is_not_answered_is_made_again() {
     agent.eventually("several lists", |e| e.state().lists >= 3).await;
     engine.state().lists_hang = false;
     agent.until("t1", TaskState::Running).await;
+}
+
+#[tokio::test]
+async fn a_call_that_panics_fails_its_task_alone_and_is_named() {
+    let engine = engine();
+    {
+        let mut state = engine.state();
+        state.images.insert("fault:1".to_owned());
+        state.panics.insert("fault:1".to_owned());
+        state.list_panics = true;
+    }
+    let mut agent = AgentFixture::new(engine.clone());
+    let mut fault = task("fault");
+    Arc::make_mut(&mut fault.spec).container_spec.image = "fault:1".to_owned();
+    agent.want(&[fault, task("t1")]);
+    let failed = agent.until("fault", TaskState::Rejected).await;
+    assert!(failed.err.contains("create panicked: the container of fault:1 is out of bounds"), "{failed:?}");
+    agent.until("t1", TaskState::Running).await;
+    assert!(engine.state().lists >= 2, "the list that panicked was made again");
 }

@@ -27,6 +27,7 @@ mod reschedule;
 mod route;
 mod seen;
 mod server;
+mod volumes;
 mod watch;
 
 pub use context::OwnApi;

@@ -1,6 +1,7 @@
 //! The node that the API runs on, as a trait: the composition root implements it, the API only calls it.
 
 use crate::http::BoxedStream;
+use crate::model::view::{NetworkPart, NodeView};
 use crate::model::{
     AttachDenial, Availability, ClusterSpec, LogRequest, NetworkId, NodeId, Secret, TaskId, TaskLog, Timestamp, UnwrittenObject,
 };
@@ -8,6 +9,7 @@ use crate::store::StoreHandle;
 use crate::trust::PayloadVault;
 use async_trait::async_trait;
 use ipnet::Ipv4Net;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use tokio::sync::mpsc;
@@ -146,8 +148,29 @@ pub struct PreparedNetwork {
     pub name: String,
     /// Where its containers ask for names.
     pub gateway: Ipv4Addr,
+    /// Where they ask once they are on no network of the swarm any more: the host's resolvers.
+    pub resolvers: Vec<IpAddr>,
     /// The IPv4 address that belongs to the IPv6 address which was asked for; `None` if none was.
     pub belonging: Option<Ipv4Addr>,
+}
+
+/// What a node knows of a network of the swarm that it has containers on, beside what its engine has of it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct KnownNetwork {
+    pub part: NetworkPart,
+    /// The nodes with containers on it, with their addresses.
+    pub peers: BTreeMap<NodeId, Option<IpAddr>>,
+}
+
+impl KnownNetwork {
+    /// From a node's view; `None` if that does not have it.
+    #[must_use]
+    pub fn of(view: &NodeView, id: &NetworkId) -> Option<Self> {
+        let part = view.networks.by_id.get(id)?.clone();
+        let nodes: BTreeSet<&NodeId> = part.members.iter().filter(|m| m.backend).map(|m| &m.node_id).collect();
+        let peers = view.cluster.nodes.iter().filter(|peer| nodes.contains(&peer.node_id));
+        Some(Self { peers: peers.map(|peer| (peer.node_id.clone(), peer.outer_address())).collect(), part })
+    }
 }
 
 /// The addresses that a plain container is to have on a network.
@@ -237,6 +260,8 @@ pub trait NodeControl: Send + Sync {
     fn leaderless_since(&self) -> Option<Timestamp>;
     /// Whether a network of the swarm has this name, as far as this node knows: by its last view.
     fn knows_network(&self, name: &str) -> bool;
+    /// What this node's last view says of a network of the swarm; `None` if it does not have it.
+    fn network(&self, id: &NetworkId) -> Option<KnownNetwork>;
     /// Objects that the leader, if it is this node, cannot write.
     fn left_out(&self) -> Vec<UnwrittenObject>;
     /// Creates a swarm; returns this node's id in it once the store answers. Never called on a node of a swarm.

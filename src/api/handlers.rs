@@ -11,6 +11,7 @@ mod network_reference;
 mod networks;
 mod nodes;
 mod payloads;
+mod pinned_image;
 mod prune;
 mod rebalance;
 mod reply;

@@ -3,8 +3,12 @@
 
 use super::error::{ApiError, Result};
 use crate::model::docker::ApiVersion;
+use regex::RegexBuilder;
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
+
+/// Largest compiled regular expression of a filter, in bytes.
+const MAX_EXPRESSION: usize = 1 << 20;
 
 /// Splits `/v1.51` off a path. A prefix that is not a version stays part of the path.
 pub fn split_version(path: &str) -> (Option<ApiVersion>, &str) {
@@ -187,6 +191,19 @@ impl Filters {
     pub fn any(&self, name: &str, passes: impl Fn(&str) -> bool) -> bool {
         self.0.get(name).is_none_or(|values| values.iter().any(|v| passes(v)))
     }
+    /// As [`Self::any`], of a filter that the engine applies to networks: a value is the whole text, or a regular expression of a part of
+    /// it. One that is none matches nothing more.
+    pub fn matches(&self, name: &str, text: &str) -> bool {
+        let expression = |value: &str| RegexBuilder::new(value).size_limit(MAX_EXPRESSION).build();
+        self.any(name, |value| value == text || expression(value).is_ok_and(|pattern| pattern.is_match(text)))
+    }
+    /// As [`Self::labels`], of the swarm's objects but networks: there a `key=` without a value asks for the key alone.
+    pub fn swarm_labels(&self, name: &str, labels: &BTreeMap<String, String>) -> bool {
+        self.values(name).all(|wanted| match wanted.split_once('=') {
+            Some((key, value)) => labels.get(key).is_some_and(|v| value.is_empty() || v == value),
+            None => labels.contains_key(wanted),
+        })
+    }
     /// True if the labels have every value of the filter, as `key` or `key=value`.
     pub fn labels(&self, name: &str, labels: &BTreeMap<String, String>) -> bool {
         self.values(name).all(|wanted| match wanted.split_once('=') {
@@ -218,6 +235,26 @@ mod tests {
         assert_eq!(filters("{\"name\":\"rep\"}").unwrap_err().message, "invalid filter");
         assert_eq!(filters("[1]").unwrap_err().message, "invalid filter");
         assert_eq!(filters("{\"bogus\":[\"1\"]}").unwrap_err().message, "invalid filter 'bogus'");
+    }
+
+    #[test]
+    fn some_values_are_regular_expressions() {
+        let filters = |value: &str| Filters([("name".to_owned(), [value.to_owned()].into())].into());
+        for value in ["back", "^back$", "ack", "^b", "front|back", "b.*k", "back$", ""] {
+            assert!(filters(value).matches("name", "back"), "{value}");
+        }
+        for value in ["^ack", "bac$", "back2", "b*", "[", "(a{1000}){1000}{1000}"] {
+            assert_eq!(filters(value).matches("name", "xyz"), value == "b*", "{value}");
+        }
+        assert!(filters("a[").matches("name", "a["), "a text is itself");
+    }
+
+    #[test]
+    fn a_label_without_a_value_is_any_value_in_the_swarm_alone() {
+        let filters = Filters([("label".to_owned(), ["a=".to_owned()].into())].into());
+        let labels = [("a".to_owned(), "1".to_owned())].into();
+        assert!(filters.swarm_labels("label", &labels) && !filters.labels("label", &labels));
+        assert!(!filters.swarm_labels("label", &BTreeMap::new()));
     }
 
     #[test]

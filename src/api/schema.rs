@@ -5,14 +5,18 @@ mod container;
 mod decode;
 #[cfg(test)]
 mod effects_tests;
+mod literals;
 mod network;
 mod payload;
+#[cfg(test)]
+mod readme_tests;
 mod service;
 mod support;
 mod swarm;
 mod types;
 
 pub use decode::decode;
+pub use literals::keep_literals;
 pub use network::NETWORK;
 pub use payload::{CONFIG_SPEC, SECRET_SPEC};
 pub use service::SERVICE_SPEC;

@@ -7,14 +7,14 @@ use super::encoded::EncodedServices;
 use super::engine_http::EngineHttp;
 use super::events::EventFeed;
 use super::{handlers, proxy};
-use crate::accept::accept_each;
+use crate::accept::{Listener, accept_each};
 use crate::clock::Clock;
 use crate::http::BoxedStream;
 use axum::Router;
 use futures_util::future::{BoxFuture, FutureExt as _};
 use std::path::PathBuf;
 use std::sync::Arc;
-use tokio::net::UnixListener;
+use tokio::net::UnixStream;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
@@ -22,6 +22,7 @@ use tokio_util::sync::CancellationToken;
 const MAX_LOGS: usize = 128;
 
 /// The API server of a node.
+#[derive(Clone)]
 pub struct Api {
     context: Arc<ApiContext>,
     router: Router,
@@ -48,10 +49,18 @@ impl Api {
         move |stream| proxy::serve_connection(context.clone(), router.clone(), stream).boxed()
     }
 
-    /// Serves until shut down. Open connections are cut then, the passed-through ones too.
-    pub async fn serve(self, listener: UnixListener, shutdown: CancellationToken) {
-        let ApiContext { control, events, clock, .. } = &*self.context;
-        tokio::spawn(events.clone().follow(control.clone(), clock.clone(), shutdown.clone()));
+    /// Makes the swarm's events out of what changes in the store, see [`EventFeed::follow`]; each call begins it again.
+    pub fn event_follower(&self, shutdown: CancellationToken) -> impl Fn() -> BoxFuture<'static, ()> + Send + 'static {
+        let context = self.context.clone();
+        move || {
+            let ApiContext { control, events, clock, .. } = &*context;
+            events.clone().follow(control.clone(), clock.clone(), shutdown.clone()).boxed()
+        }
+    }
+
+    /// Serves until shut down. Open connections are cut then, the passed-through ones too. Events are those of the
+    /// [follower](Self::event_follower).
+    pub async fn serve(self, listener: impl Listener<Stream = UnixStream, From = ()>, shutdown: CancellationToken) {
         accept_each(listener, "the Docker API socket", &shutdown, |stream, ()| {
             let (context, router, shutdown) = (self.context.clone(), self.router.clone(), shutdown.clone());
             tokio::spawn(async move { shutdown.run_until_cancelled(proxy::serve_connection(context, router, stream)).await });

@@ -1,17 +1,20 @@
 //! The Docker API over TCP: with TLS, and with a certificate of the client. There is no other way to make [`ApiTls`].
 
-use crate::accept::{ConnectionLimiter, Refusals, accept_each, keep_alive};
+use crate::accept::{ConnectionLimiter, Listener, Refusals, accept_each, keep_alive};
 use crate::http::BoxedStream;
+use crate::splice::WatchedStream;
 use anyhow::{Context as _, ensure};
 use futures_util::future::BoxFuture;
 use rustls::crypto::ring;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _};
 use rustls::server::WebPkiClientVerifier;
 use rustls::{RootCertStore, ServerConfig};
+use std::net::SocketAddr;
+use std::os::fd::AsFd as _;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::net::TcpListener;
+use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
@@ -62,8 +65,9 @@ fn certificates(path: &Path) -> anyhow::Result<Vec<CertificateDer<'static>>> {
 }
 
 /// Serves clients that show a certificate of the CA, until shut down.
-pub async fn serve_tls<C>(listener: TcpListener, tls: ApiTls, connection: C, shutdown: CancellationToken)
+pub async fn serve_tls<L, C>(listener: L, tls: ApiTls, connection: C, shutdown: CancellationToken)
 where
+    L: Listener<Stream = TcpStream, From = SocketAddr>,
     C: Fn(BoxedStream) -> BoxFuture<'static, ()> + Clone + Send + Sync + 'static,
 {
     let unauthenticated = ConnectionLimiter::new(UNAUTHENTICATED_PER_SOURCE, UNAUTHENTICATED);
@@ -83,7 +87,7 @@ where
                 match shaken {
                     Ok(Ok(stream)) => {
                         if let Ok(_slot) = slots.try_acquire() {
-                            connection(Box::new(stream)).await;
+                            connection(Box::new(WatchedStream::new(stream, |stream| stream.get_ref().0.as_fd()))).await;
                         } else {
                             tracing::warn!(%from, "{SERVER} has {CONNECTIONS} clients already: closed a connection");
                         }

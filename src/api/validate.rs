@@ -22,6 +22,7 @@ mod swarm;
 pub use autoscale::warnings as autoscale_warnings;
 pub use change::replaces_tasks;
 pub use http::http_labels;
+pub use image::is_reference;
 pub use name::{network_name, random_name};
 pub use network::{ingress_network, network_spec, network_subnet6, network_warning};
 pub use network_room::small_networks;

@@ -119,6 +119,9 @@ fn render(shown: &Value) -> String {
     };
     let state = if shown["Enabled"] == true { "on" } else { "off" };
     let account = match (&shown["Account"], &shown["Failure"]) {
+        (Value::String(account), failure @ Value::Object(_)) => {
+            format!("account {account}; no orders before {}: {}", text(failure, "Next"), text(failure, "Reason"))
+        }
         (Value::String(account), _) => format!("account {account}"),
         (_, failure @ Value::Object(_)) => {
             format!("no account: {}; next try at {}", text(failure, "Reason"), text(failure, "Next"))

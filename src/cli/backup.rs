@@ -80,9 +80,13 @@ pub(super) async fn backup(args: BackupArgs) -> anyhow::Result<()> {
     removed?;
     let sealed = seal_file(&passphrase, content.expose(), KeyCost::DEFAULT, &mut rand::rng())?;
     crate::durable::replace(&std::path::absolute(&args.file)?, &sealed).with_context(|| format!("cannot write {path}"))?;
+    let warning = written["warning"].as_str();
     if args.json {
-        println!("{}", json!({ "file": args.file, "bytes": sealed.len() }));
+        println!("{}", json!({ "file": args.file, "bytes": sealed.len(), "warning": warning }));
     } else {
+        if let Some(warning) = warning {
+            eprintln!("Warning: {warning}");
+        }
         println!("The cluster's state and this manager's keys are in {path} ({} bytes), encrypted.", sealed.len());
         println!("Restore it with `skep restore {path}` on a host without a swarm.");
     }

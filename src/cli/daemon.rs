@@ -74,6 +74,7 @@ pub(super) fn run(args: DaemonArgs) -> anyhow::Result<()> {
     let settings = args.settings()?;
     crate::telemetry::start(&settings.log)?;
     anyhow::ensure!(rustix::process::geteuid().is_root(), "skep daemon makes network namespaces and devices: run it as root");
+    crate::memory::return_what_is_freed_at_once();
     tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(async {
         let shutdown = tokio_util::sync::CancellationToken::new();
         let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;

@@ -15,7 +15,8 @@ use anyhow::Context as _;
 /// Reasons: unknown_flow (an answer of a connection that is over), unknown_backend (its container is gone), forged_source (a
 /// container used an address that is not its own), unexpected_packet, rewrite_failed, datagram_loop (two published UDP ports
 /// would answer each other), vip_without_backend (the service has no running task). With --left also: source_not_allowed
-/// (skep.allow), source_on_cluster_network, no_backend (no task listens on the port).
+/// (skep.allow), source_on_cluster_network, no_backend (no task listens on the port), header_options (IPv4 options or an IPv6
+/// extension header).
 ///
 /// Examples:
 ///   skep drops                                  all of it, until Ctrl-C

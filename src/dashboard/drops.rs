@@ -18,6 +18,7 @@ fn meaning(reason: &str) -> &'static str {
         "source_not_allowed" => "the client is not in the port's allow-list",
         "source_on_cluster_network" => "the source is of a network of the cluster",
         "no_backend" => "no task listens on the port",
+        "header_options" => "the packet has IPv4 options or an IPv6 extension header: the userspace datapath serves it",
         _ => "",
     }
 }

@@ -58,4 +58,5 @@ pub use trace::{
     FrameHeaders, MAP_CLASSES, PacketTrace, TraceEntry, TraceMapClass, TraceNext, TraceRequest, TraceStep, TracedFrame,
     VerdictKind, VipTable,
 };
+pub use uplinks::is_engine_device;
 pub use watch::{RefusalWatch, Watched};

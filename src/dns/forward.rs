@@ -6,11 +6,12 @@ use super::counts::{DnsCounts, ResolverFailure};
 use super::message::DnsQuery;
 use super::resolv::Resolv;
 use super::response;
-use super::upstreams::UpstreamHealth;
+use super::upstreams::{RankedUpstream, UpstreamHealth};
 use crate::datapath::Sockets;
 use crate::sync::lock;
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use rand::Rng;
+use std::collections::BTreeSet;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
@@ -64,14 +65,14 @@ impl Forwarder {
             // Ends by itself at the time-out; at most one per resolver and two seconds.
             tokio::spawn(async move { queries.ask(upstream, &packet, Instant::now() + queries.timeout).await });
         }
-        queries.race(query, &order.resolvers, order.healthy).await
+        queries.race(query, &order.resolvers).await
     }
 }
 
 impl UpstreamQueries {
     /// Asks the resolvers one after the other, and takes the first good answer of any. That a name does not exist is believed
-    /// of a later one only when those before it have had their time: they may know more.
-    async fn race(&self, query: &DnsQuery, resolvers: &[IpAddr], healthy: usize) -> Option<Vec<u8>> {
+    /// of one only when those of lower rank have had their time: they may know more.
+    async fn race(&self, query: &DnsQuery, resolvers: &[RankedUpstream]) -> Option<Vec<u8>> {
         if resolvers.is_empty() {
             return None;
         }
@@ -81,18 +82,24 @@ impl UpstreamQueries {
         let mut waiting = resolvers.iter().copied().enumerate().chain(resolvers.first().map(|first| (0, *first)));
         let rounds = resolvers.len();
         let (mut running, mut begun) = (FuturesUnordered::new(), 0);
-        let mut open: Vec<(usize, IpAddr)> = Vec::new();
+        let mut open: Vec<(usize, RankedUpstream)> = Vec::new();
+        let mut heard = BTreeSet::new();
         let mut next_start = began;
-        let mut negative: Option<(usize, Vec<u8>)> = None;
+        let mut negative: Option<(usize, RankedUpstream, Vec<u8>)> = None;
         loop {
-            if let Some((index, answer)) = negative.take() {
-                let earlier = open.iter().any(|(other, _)| *other < index && *other < healthy);
+            if let Some((index, of, answer)) = negative.take() {
+                let knows_more =
+                    |other: &RankedUpstream| other.may_answer && other.rank < of.rank && !heard.contains(&other.rank);
                 let silent = began.elapsed() >= self.timeout;
-                if !earlier || silent {
-                    self.passed_over(&open, index, silent);
+                if silent || !resolvers.iter().any(knows_more) {
+                    self.passed_over(&open, index, silent.then_some(of.rank));
                     return Some(answer);
                 }
-                negative = Some((index, answer));
+                if begun < rounds {
+                    // The one that is waited for is asked at once.
+                    next_start = Instant::now();
+                }
+                negative = Some((index, of, answer));
             }
             if Instant::now() >= next_start
                 && let Some((index, upstream)) = waiting.next()
@@ -100,7 +107,7 @@ impl UpstreamQueries {
                 begun += 1;
                 open.push((index, upstream));
                 let packet = query.upstream_query(rand::rng().random());
-                running.push(async move { (index, upstream, self.ask(upstream, &packet, deadline).await) });
+                running.push(async move { (index, upstream, self.ask(upstream.address, &packet, deadline).await) });
                 next_start = if begun < rounds { Instant::now() + PAUSE.min(self.timeout) } else { began + self.timeout };
                 if begun > rounds {
                     next_start = deadline;
@@ -111,22 +118,23 @@ impl UpstreamQueries {
             tokio::select! {
                 Some((index, upstream, result)) = running.next() => {
                     open.retain(|(other, _)| *other != index);
+                    heard.insert(upstream.rank);
                     match result {
                         Ok(answer) if !query.is_failure(&answer) => {
                             if response::is_negative(&answer) {
-                                if negative.as_ref().is_none_or(|(best, _)| index < *best) {
-                                    negative = Some((index, answer));
+                                if negative.as_ref().is_none_or(|(_, best, _)| upstream.rank < best.rank) {
+                                    negative = Some((index, upstream, answer));
                                 }
                                 continue;
                             }
-                            self.passed_over(&open, index, false);
+                            self.passed_over(&open, index, None);
                             return Some(answer);
                         }
                         Ok(answer) => {
                             let code = response::code(&answer).map(response::code_text).unwrap_or_default();
-                            debug!(%upstream, %code, name = query.name(), "resolver cannot answer");
+                            debug!(upstream = %upstream.address, %code, name = query.name(), "resolver cannot answer");
                         }
-                        Err(error) => debug!(%upstream, %error, name = query.name(), "resolver did not answer"),
+                        Err(error) => debug!(upstream = %upstream.address, %error, name = query.name(), "resolver did not answer"),
                     }
                     // The next one is asked at once.
                     if begun < rounds {
@@ -137,23 +145,23 @@ impl UpstreamQueries {
                 }
                 () = sleep_until(wake.min(deadline)) => {
                     if Instant::now() >= deadline {
-                        return negative.map(|(_, answer)| answer);
+                        return negative.map(|(_, _, answer)| answer);
                     }
                 }
             }
         }
     }
 
-    /// Remembers the resolvers that were asked before the one at `index` and have not answered yet: as `silent` after the
-    /// time-out, else as slow.
-    fn passed_over(&self, open: &[(usize, IpAddr)], index: usize, silent: bool) {
+    /// Remembers the resolvers that were asked before the one at `index` and have not answered yet: as slow; after the time-out as
+    /// silent, and with them those below the rank `waited`, which were waited for.
+    fn passed_over(&self, open: &[(usize, RankedUpstream)], index: usize, waited: Option<usize>) {
         let mut health = lock(&self.health);
-        for (_, upstream) in open.iter().filter(|(other, _)| *other < index) {
-            self.counts.resolver_failed(*upstream, ResolverFailure::Slow);
-            if silent {
-                health.failed(*upstream, Instant::now());
+        for (_, upstream) in open.iter().filter(|(other, of)| *other < index || waited.is_some_and(|rank| of.rank < rank)) {
+            self.counts.resolver_failed(upstream.address, ResolverFailure::Slow);
+            if waited.is_some() {
+                health.failed(upstream.address, Instant::now());
             } else {
-                health.slow(*upstream, Instant::now());
+                health.slow(upstream.address, Instant::now());
             }
         }
     }

@@ -11,8 +11,8 @@ pub const MAX_QUERY: usize = 4096;
 /// Longest answer over UDP to a client without EDNS, in bytes.
 const PLAIN_UDP: u16 = 512;
 /// Longest answer over UDP to any client, in bytes. More than DNS servers send elsewhere (1232, which no path fragments): ours
-/// never leaves the host.
-const MAX_UDP: u16 = 4096;
+/// never leaves the host, and what HAProxy's documentation lets it take (`accepted_payload_size 8192`) is not truncated.
+const MAX_UDP: u16 = 8192;
 /// The UDP payload that we offer in answers, in bytes.
 const OFFERED_UDP: u16 = 1232;
 /// Longest message over TCP, in bytes.

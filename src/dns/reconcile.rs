@@ -41,8 +41,11 @@ pub struct DnsChannels {
     pub counts: Arc<DnsCounts>,
 }
 
-/// Serves names until `shutdown`. `sockets` makes the servers' sockets (in the mesh namespace); sockets to the host's
-/// resolvers are made in the namespace of this process.
+/// Serves names until `shutdown`, or until it is dropped. `sockets` makes the servers' sockets (in the mesh namespace); sockets to the
+/// host's resolvers are made in the namespace of this process.
+///
+/// The servers have a thread of their own: among the threads of the daemon each question wakes two of them, one to answer it and one to
+/// look for more work, which costs as much again as the answer.
 pub async fn run(
     me: NodeId,
     channels: DnsChannels,
@@ -50,6 +53,20 @@ pub async fn run(
     settings: DnsSettings,
     shutdown: CancellationToken,
 ) {
+    let stop = shutdown.child_token();
+    let _dropped = stop.clone().drop_guard();
+    let thread = tokio::task::spawn_blocking(move || match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime.block_on(serve(me, channels, sockets, settings, stop)),
+        Err(error) => warn!(%error, "the name servers have no thread"),
+    });
+    if let Err(error) = thread.await
+        && let Ok(panic) = error.try_into_panic()
+    {
+        std::panic::resume_unwind(panic);
+    }
+}
+
+async fn serve(me: NodeId, channels: DnsChannels, sockets: Arc<dyn Sockets>, settings: DnsSettings, shutdown: CancellationToken) {
     let DnsChannels { mut view, mut ready, applied, counts } = channels;
     let (records, reader) = watch::channel(Arc::new(Records::default()));
     let context = Arc::new(ServerContext::new(reader, Arc::new(HereSockets), counts, settings.clone()));
@@ -62,8 +79,13 @@ pub async fn run(
         let current = view.borrow_and_update().clone();
         let current_ready = ready.borrow_and_update().clone();
         if current_ready != built_ready || !same_names(built_view.as_deref(), current.as_deref()) {
-            let built = current.as_ref().map_or_else(Records::default, |view| Records::build(&me, view, &current_ready));
-            records.send_replace(Arc::new(built));
+            // On another thread: this one answers meanwhile.
+            let (me, view, ready) = (me.clone(), current.clone(), current_ready.clone());
+            let build = move || view.map_or_else(Records::default, |view| Records::build(&me, &view, &ready));
+            match tokio::task::spawn_blocking(build).await {
+                Ok(built) => drop(records.send_replace(Arc::new(built))),
+                Err(panicked) => std::panic::resume_unwind(panicked.into_panic()),
+            }
             built_ready = current_ready;
         }
         let gateways = current.iter().flat_map(|view| view.networks.by_id.values()).map(|network| network.gateway);

@@ -251,8 +251,14 @@ impl Zone {
 impl ClientAccess {
     fn of_task(view: &NodeView, task: &TaskId) -> Self {
         let config = view.tasks.by_id.get(task).and_then(|task| task.spec.container_spec.dns_config.as_ref());
-        // The API refuses what is no address, so that none is omitted here.
-        let nameservers = config.iter().flat_map(|config| &config.nameservers).filter_map(|text| text.parse().ok()).collect();
+        // The API refuses what is no address, so that none is omitted for that here. The host reaches no address of an overlay network,
+        // and would ask the machine that has it on the networks outside.
+        let is_outside = |address: &IpAddr| match address {
+            IpAddr::V4(v4) => !view.cluster.subnets.iter().any(|subnet| subnet.contains(v4)),
+            IpAddr::V6(v6) => !view.cluster.pairs.iter().any(|pair| pair.v6.contains(v6)),
+        };
+        let nameservers = config.iter().flat_map(|config| &config.nameservers).filter_map(|text| text.parse().ok());
+        let nameservers = nameservers.filter(is_outside).collect();
         Self { nameservers, search: config.map(searched).unwrap_or_default(), ..Self::default() }
     }
 }

@@ -1,8 +1,9 @@
 //! Which resolvers are asked first: those that answer, in the order of resolv.conf. Pure; the clock is passed in.
 //!
-//! A resolver that does not answer is *demoted*: it is asked after the others, and now and then tested with a copy of a query
-//! whose answer is not used. Demotion ends with its first answer. All resolvers keep their order otherwise: a slower first one is
-//! still the first, because it may know names that the others do not (a company's resolver before a public one).
+//! A resolver that does not answer, or is slow again and again, is *demoted*: it is asked after the others, and now and then tested
+//! with a copy of a query whose answer is not used. Demotion ends with its first answer. All resolvers keep their order otherwise: a
+//! slower first one is still the first, because it may know names that the others do not (a company's resolver before a public one).
+//! For that reason its word is waited for where another one knows no such name ([`RankedUpstream`]), unless it has failed.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -31,16 +32,26 @@ struct ResolverHealth {
 
 #[derive(Debug)]
 struct Demotion {
+    /// It was not only slow.
+    failed: bool,
     next_test: Instant,
     interval: Duration,
+}
+
+/// A resolver of a query.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct RankedUpstream {
+    pub address: IpAddr,
+    /// Its place in resolv.conf.
+    pub rank: usize,
+    /// It may know a name that those of higher rank do not: it has not failed, or all have.
+    pub may_answer: bool,
 }
 
 /// The order in which a query asks resolvers.
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
 pub struct UpstreamOrder {
-    pub resolvers: Vec<IpAddr>,
-    /// How many of them, at the beginning, are not demoted.
-    pub healthy: usize,
+    pub resolvers: Vec<RankedUpstream>,
     /// Demoted resolvers that are to be tested with this query.
     pub tests: Vec<IpAddr>,
 }
@@ -48,12 +59,15 @@ pub struct UpstreamOrder {
 impl UpstreamHealth {
     /// Orders the resolvers for a query. A test counts as begun.
     pub fn order(&mut self, resolvers: impl IntoIterator<Item = IpAddr>, now: Instant) -> UpstreamOrder {
-        let is_demoted = |address: &IpAddr| self.resolvers.get(address).is_some_and(|health| health.demoted.is_some());
-        let (demoted, mut all): (Vec<IpAddr>, Vec<IpAddr>) = resolvers.into_iter().partition(is_demoted);
-        let healthy = all.len();
+        let demotion = |address: &IpAddr| self.resolvers.get(address).and_then(|health| health.demoted.as_ref());
+        let ranked = resolvers.into_iter().enumerate().map(|(rank, address)| {
+            let may_answer = demotion(&address).is_none_or(|demotion| !demotion.failed);
+            RankedUpstream { address, rank, may_answer }
+        });
+        let (demoted, mut all): (Vec<_>, Vec<_>) = ranked.partition(|upstream| demotion(&upstream.address).is_some());
         let mut tests = Vec::new();
         // Without a healthy one they are all asked anyway.
-        for address in demoted.iter().filter(|_| healthy > 0) {
+        for RankedUpstream { address, .. } in demoted.iter().filter(|_| !all.is_empty()) {
             let demotion = self.resolvers.get_mut(address).and_then(|health| health.demoted.as_mut());
             if let Some(demotion) = demotion.filter(|demotion| demotion.next_test <= now) {
                 demotion.interval = (demotion.interval * 2).min(MAX_TEST);
@@ -62,7 +76,12 @@ impl UpstreamHealth {
             }
         }
         all.extend(demoted);
-        UpstreamOrder { resolvers: all, healthy, tests }
+        if all.iter().all(|upstream| !upstream.may_answer) {
+            for upstream in &mut all {
+                upstream.may_answer = true;
+            }
+        }
+        UpstreamOrder { resolvers: all, tests }
     }
 
     /// It answered, with whatever code.
@@ -75,14 +94,14 @@ impl UpstreamHealth {
         let Some(health) = self.entry(address) else { return };
         health.strikes += 1;
         if health.strikes >= STRIKES {
-            demote(health, now);
+            demote(health, false, now);
         }
     }
 
     /// It cannot be reached, or has not answered in time.
     pub fn failed(&mut self, address: IpAddr, now: Instant) {
         if let Some(health) = self.entry(address) {
-            demote(health, now);
+            demote(health, true, now);
         }
     }
 
@@ -94,8 +113,9 @@ impl UpstreamHealth {
     }
 }
 
-fn demote(health: &mut ResolverHealth, now: Instant) {
-    health.demoted.get_or_insert(Demotion { next_test: now + FIRST_TEST, interval: FIRST_TEST });
+fn demote(health: &mut ResolverHealth, failed: bool, now: Instant) {
+    let demoted = Demotion { failed, next_test: now + FIRST_TEST, interval: FIRST_TEST };
+    health.demoted.get_or_insert(demoted).failed |= failed;
 }
 
 #[cfg(test)]
@@ -106,20 +126,28 @@ mod tests {
         lasts.iter().map(|last| IpAddr::from([192, 0, 2, *last])).collect()
     }
 
+    /// The resolvers in the order in which they are asked, and those that may know names that others do not.
+    fn ordered(health: &mut UpstreamHealth, all: &[u8], now: Instant) -> (Vec<IpAddr>, Vec<IpAddr>) {
+        let order = health.order(resolvers(all), now).resolvers;
+        let heard = order.iter().filter(|upstream| upstream.may_answer).map(|upstream| upstream.address).collect();
+        (order.iter().map(|upstream| upstream.address).collect(), heard)
+    }
+
     #[test]
     fn a_failed_resolver_is_last_until_it_answers() {
         let (mut health, now) = (UpstreamHealth::default(), Instant::now());
         let all = resolvers(&[1, 2, 3]);
-        assert_eq!(health.order(all.clone(), now), UpstreamOrder { resolvers: all.clone(), healthy: 3, tests: Vec::new() });
+        assert_eq!(ordered(&mut health, &[1, 2, 3], now), (all.clone(), all.clone()));
         health.failed(all[0], now);
-        let order = health.order(all.clone(), now);
-        assert_eq!((order.resolvers, order.healthy), (resolvers(&[2, 3, 1]), 2));
+        assert_eq!(ordered(&mut health, &[1, 2, 3], now), (resolvers(&[2, 3, 1]), resolvers(&[2, 3])));
+        let ranks: Vec<usize> = health.order(all.clone(), now).resolvers.iter().map(|upstream| upstream.rank).collect();
+        assert_eq!(ranks, [1, 2, 0]);
         health.answered(all[0]);
-        assert_eq!(health.order(all.clone(), now).resolvers, all);
+        assert_eq!(ordered(&mut health, &[1, 2, 3], now), (all.clone(), all));
     }
 
     #[test]
-    fn only_a_resolver_that_is_slow_several_times_in_a_row_is_demoted() {
+    fn only_a_resolver_that_is_slow_several_times_in_a_row_is_demoted_and_its_word_is_still_waited_for() {
         let (mut health, now) = (UpstreamHealth::default(), Instant::now());
         let all = resolvers(&[1, 2]);
         for _ in 0..10 {
@@ -127,11 +155,13 @@ mod tests {
             health.slow(all[0], now);
             health.answered(all[0]);
         }
-        assert_eq!(health.order(all.clone(), now).resolvers, all);
+        assert_eq!(ordered(&mut health, &[1, 2], now).0, all);
         for _ in 0..STRIKES {
             health.slow(all[0], now);
         }
-        assert_eq!(health.order(all.clone(), now).resolvers, resolvers(&[2, 1]));
+        assert_eq!(ordered(&mut health, &[1, 2], now), (resolvers(&[2, 1]), resolvers(&[2, 1])));
+        health.failed(all[0], now);
+        assert_eq!(ordered(&mut health, &[1, 2], now), (resolvers(&[2, 1]), resolvers(&[2])));
     }
 
     #[test]
@@ -157,8 +187,9 @@ mod tests {
             health.failed(IpAddr::from(std::net::Ipv4Addr::from(address)), now);
         }
         assert_eq!(health.resolvers.len(), MAX_REMEMBERED);
-        let all = vec![IpAddr::from([0, 0, 0, 1]), IpAddr::from([0, 0, 0, 2])];
-        let later = now + Duration::from_secs(100);
-        assert_eq!(health.order(all.clone(), later), UpstreamOrder { resolvers: all, healthy: 0, tests: Vec::new() });
+        let all = [IpAddr::from([0, 0, 0, 1]), IpAddr::from([0, 0, 0, 2])];
+        let order = health.order(all, now + Duration::from_secs(100));
+        let ranked = |rank: usize| RankedUpstream { address: all[rank], rank, may_answer: true };
+        assert_eq!(order, UpstreamOrder { resolvers: vec![ranked(0), ranked(1)], tests: Vec::new() });
     }
 }

@@ -38,6 +38,9 @@ fn of_routes(http: &HttpStatus, now: Timestamp) -> Vec<Finding> {
     found.extend(
         failed.map(|problem| Finding::warning("certificates", problem.clone(), "skep http acme; then skep http acme --retry")),
     );
+    let unnamed = http.problems.iter().filter(|problem| problem.contains(": the certificate of its secret does not name "));
+    let help = "docker secret create one that names the host, and name it in the label skep.http.tls";
+    found.extend(unnamed.map(|problem| Finding::warning("certificates", problem.clone(), help)));
     if found.is_empty() {
         let first = hosts.iter().min_by_key(|route| route.certificate_end);
         let what = first.and_then(|route| Some((route, route.certificate_end?))).map_or_else(
@@ -59,7 +62,7 @@ fn of_routes(http: &HttpStatus, now: Timestamp) -> Vec<Finding> {
 /// A certificate that has ended, or that nothing replaces before it does.
 fn ends(route: &HttpRouteStatus, http: &HttpStatus, now: Timestamp) -> Option<Finding> {
     let end = route.certificate_end?;
-    let is_secret = route.certificate == "secret";
+    let is_secret = route.certificate.starts_with("secret");
     let help =
         if is_secret { "docker secret create a new one, and name it in the label skep.http.tls" } else { "skep http acme" };
     if end <= now {

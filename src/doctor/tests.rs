@@ -163,6 +163,8 @@ const FAULTS: &[Fault] = &[
      "drops", Warning, "7 packets", "skep drops"),
     (|f| route(f, "secret", 5 * 24), "certificates", Warning, "shop.test ends in 5 days", "docker secret create"),
     (|f| route(f, "secret", -1), "certificates", Error, "shop.test has ended at 2026-09-21", "docker secret create"),
+    (|f| { route(f, "secret", 60 * 24); status(f).http.problems.push("service web: the certificate of its secret does not name shop.test, it is for a.b: browsers refuse it".to_owned()); },
+     "certificates", Warning, "does not name shop.test", "docker secret create"),
     (|f| route(f, "R3", 7), "certificates", Warning, "shop.test ends in 7 hours", "skep http acme"),
     (|f| { route(f, "R3", 20 * 24); status(f).http.certificate_failures.insert("shop.test".to_owned(), 3); }, "certificates", Warning, "ends in 20 days", "skep http acme"),
     (|f| { route(f, "R3", 60 * 24); status(f).http.problems.push("certificate of shop.test: no (caa); next try at T".to_owned()); },

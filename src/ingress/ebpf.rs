@@ -40,7 +40,7 @@ pub use status::{drop_reason, refusal_reason, refusal_reasons, service_names};
 use super::HeldPorts;
 use crate::datapath::Sandbox;
 use crate::datapath::ebpf::{Hook, Occupancy, VipReadiness};
-use crate::model::{NodeView, Revision};
+use crate::model::{NodeId, NodeView, Revision};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -132,6 +132,8 @@ pub struct EbpfTiming {
 /// What the loop reads and publishes.
 pub struct EbpfChannels {
     pub view: watch::Receiver<Option<Arc<NodeView>>>,
+    /// Nodes that are down and do not answer here: connections to their containers are over.
+    pub lost: watch::Receiver<BTreeSet<NodeId>>,
     /// Network namespaces of this node's containers.
     pub sandboxes: watch::Receiver<Vec<Sandbox>>,
     /// MTU of the tunnel, in bytes.

@@ -15,6 +15,14 @@ pub enum EngineRoot {
     Directory(PathBuf),
 }
 
+/// Makes the directory of the host's files a mount that is shared with the engine's mount namespace: what skep mounts below it
+/// later, as secrets in memory, is seen there too.
+const SHARE: &str = r#"
+dir=$1; shift
+mountpoint -q "$dir" || { mount --rbind "$dir" "$dir" && mount --make-shared "$dir"; } || exit 1
+exec unshare --mount --propagation unchanged "$@"
+"#;
+
 /// Enters the root directory, with the machine's directories that a host shares mounted in it, then starts dockerd.
 const ENTER: &str = r#"
 root=$1; shift
@@ -36,8 +44,8 @@ pub(super) fn start(holder: &Holder, dir: &Path, socket: &Path, root: &EngineRoo
     let mut command = match root {
         EngineRoot::Machine => holder.command("dockerd"),
         EngineRoot::Directory(path) => {
-            let mut command = holder.command("unshare");
-            command.args(["--mount", "--propagation", "unchanged", "sh", "-c", ENTER, "sh"]).arg(path).arg("dockerd");
+            let mut command = holder.command("sh");
+            command.args(["-c", SHARE, "sh"]).arg(dir).args(["sh", "-c", ENTER, "sh"]).arg(path).arg("dockerd");
             command
         }
     };

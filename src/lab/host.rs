@@ -157,6 +157,26 @@ impl Host {
         terminate(&mut self.daemon).await
     }
 
+    /// Holds the engine: it accepts connections, and answers nothing until [`Self::resume_engine`].
+    ///
+    /// # Errors
+    /// It cannot be signalled.
+    pub async fn hold_engine(&self) -> anyhow::Result<()> {
+        match &self.engine {
+            Some(engine) => signal_inside(engine, "STOP").await,
+            None => Ok(()),
+        }
+    }
+
+    /// # Errors
+    /// It cannot be signalled.
+    pub async fn resume_engine(&self) -> anyhow::Result<()> {
+        match &self.engine {
+            Some(engine) => resume(engine).await,
+            None => Ok(()),
+        }
+    }
+
     /// Last lines of the daemon's log.
     pub fn log_tail(&self) -> String {
         tail(&self.dir.join("skep.log"))
@@ -194,9 +214,17 @@ async fn signal_inside(child: &Child, signal: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// nsenter stops itself with the program that it waits for, and has that go on when it goes on itself.
+async fn resume(child: &Child) -> anyhow::Result<()> {
+    let Some(outer) = child.id() else { return Ok(()) };
+    output(Command::new("kill").args(["-s", "CONT", &outer.to_string()])).await.map(drop)
+}
+
 async fn terminate(slot: &mut Option<Child>) -> anyhow::Result<()> {
     let Some(mut child) = slot.take() else { return Ok(()) };
     let _ = signal_inside(&child, "TERM").await;
+    // A program that is stopped ends when it goes on, and nsenter after it.
+    let _ = resume(&child).await;
     if tokio::time::timeout(Duration::from_secs(20), child.wait()).await.is_err() {
         signal_inside(&child, "KILL").await?;
         child.wait().await?;

@@ -114,20 +114,27 @@ impl Allocation<'_> {
         problems
     }
 
-    /// Assigns the nodes' addresses on an `ingress` network that was made after they joined.
+    /// Assigns the addresses of nodes that joined before there was this `ingress` network, and others to nodes that joined with one
+    /// that is still waited for.
     fn allocate_nodes(&mut self) {
         let store = self.store;
         let Some(network) = ingress(store) else { return };
         let Ok(subnets) = self.subnets(&network.id) else { return };
         let is_in = |subnet: &Ipv4Net, address| is_host(*subnet, network.spec.gateway_in(*subnet), address);
-        let has_none = |node: &&Node| !subnets.iter().any(|subnet| is_in(subnet, node.mesh.ingress_addr));
-        for node in store.nodes().filter(has_none) {
+        let has_none = |node: &Node| !subnets.iter().any(|subnet| is_in(subnet, node.mesh.ingress_addr));
+        for node in store.nodes() {
+            let early = self.quarantine.joined_early(store, node);
+            if !early && !has_none(node) {
+                continue;
+            }
             match self.take_address(&network.id) {
                 Ok(address) => {
                     self.guarded.insert(network.id.clone());
                     let mesh = NodeMesh { ingress_addr: address.addr(), ..node.mesh.clone() };
                     self.out.push(Action::update(Node { mesh, ..node.clone() }));
                 }
+                // Better one that some nodes take for another's until they have the newest view than none.
+                Err(_) if early => {}
                 // It cannot send to published ports of other nodes, and they not to its.
                 Err(problem) => tracing::warn!(node = %node.id, problem, "a node has no address on the ingress network"),
             }
@@ -207,7 +214,7 @@ impl Allocation<'_> {
         let name = self.store.network(network).map_or(network.as_str(), |n| n.spec.name.as_str());
         let shown = subnets.iter().map(ToString::to_string).collect::<Vec<_>>().join(" and ");
         let why = if subnets.iter().all(|subnet| book.is_full(network, *subnet)) {
-            format!("{shown} {} full", if subnets.len() > 1 { "are" } else { "is" })
+            format!("{shown} {}{FULL}", if subnets.len() > 1 { "are" } else { "is" })
         } else {
             format!("nodes may still send to the free ones of {shown}: it waits until they have the newest view")
         };
@@ -223,6 +230,14 @@ impl Allocation<'_> {
     fn subnets(&self, network: &NetworkId) -> Result<Vec<Ipv4Net>, String> {
         self.subnets.get(network).cloned().ok_or_else(|| no_subnet(self.store, network))
     }
+}
+
+/// Ends the reason for which a task waits while its network has no free address.
+const FULL: &str = " full";
+
+/// Whether the task waits for an address that only another task can give it.
+pub(super) fn waits_for_full_network(task: &Task) -> bool {
+    task.status.state == TaskState::New && task.status.err.ends_with(&format!("{FULL})"))
 }
 
 fn no_subnet(store: &Store, id: &NetworkId) -> String {

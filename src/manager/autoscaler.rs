@@ -68,7 +68,8 @@ fn labels_of(service: &Service) -> Option<AutoscaleLabels> {
 
 /// What the tasks of a service have. Those on their way out are not counted: their clients come back to the others.
 fn load_of(service: &Service, store: &Store, loads: &TaskLoads, demand: &Demand) -> ServiceLoad {
-    let running = store.tasks_of_service(&service.id).filter(|t| t.is_wanted() && t.status.state == TaskState::Running);
+    let wanted = || store.tasks_of_service(&service.id).filter(|task| task.is_wanted());
+    let running = wanted().filter(|task| task.status.state == TaskState::Running);
     let counts: Vec<Option<u32>> = running.map(|task| loads.get(&task.id).copied()).collect();
     let is_updating = service.update.as_ref().is_some_and(|update| update.state.is_active());
     let of_clients = demand.of(&service.id);
@@ -78,6 +79,8 @@ fn load_of(service: &Service, store: &Store, loads: &TaskLoads, demand: &Demand)
         request_tenths: of_clients.request_tenths,
         waiting: of_clients.waiting,
         tasks_known: !counts.is_empty() && !is_updating && counts.iter().all(Option::is_some),
+        // One that starts for the first time may take long, as a large image does.
+        none_runs: counts.is_empty() && !is_updating && wanted().all(|task| task.node_id.is_none() || task.failures.count > 0),
         demand_known: demand.complete,
     }
 }

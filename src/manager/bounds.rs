@@ -1,10 +1,12 @@
 //! Bounds on what a node may make the store keep: its reports are cut, and say so. Pure.
 
+use super::transaction_limits::{OBJECT, encoded_size};
 use crate::model::id::ID_LEN;
 use crate::model::mesh::DEFAULT_PORT;
 use crate::model::node::NodeDescription;
-use crate::model::{ContainerAttachment, Demand, ListeningPort, NodeId, ServiceId, TaskStatus, autoscale};
-use crate::store::Store;
+use crate::model::service::ServiceMode;
+use crate::model::{ContainerAttachment, Demand, ListeningPort, NodeId, ServiceId, ServiceSpec, TaskStatus, autoscale};
+use crate::store::{NODE_ADDRESSES, Store};
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 
@@ -14,6 +16,8 @@ pub const STATUS_TEXT: usize = 4 << 10;
 pub const DESCRIPTION: usize = 64 << 10;
 /// Most endpoints of a node's tunnel.
 pub const ENDPOINTS: usize = 8;
+/// Most further addresses of a node.
+pub const ADDRESSES: usize = 16;
 /// Most ports of a task, of either kind.
 const PORTS: usize = 256;
 /// Longest host name, version or similar name, in bytes.
@@ -68,6 +72,54 @@ pub fn demand(store: &Store, mut demand: Demand) -> Demand {
     demand
 }
 
+/// Room in a service's object for all but its specs and its ports: credentials, addresses, the state of an update, in bytes.
+const SERVICE_REST: usize = 128 << 10;
+
+/// Checks that a service with this spec can be written, and that its tasks are not too many.
+///
+/// # Errors
+/// What is too large, for users.
+pub fn service(spec: &ServiceSpec) -> Result<(), String> {
+    service_tasks(&spec.mode)?;
+    service_size(spec)
+}
+
+/// Checks that a service with this spec can be written whole, also after an update, when it has the one before as well. The ports
+/// count twice: those that are published are in its endpoint too.
+///
+/// # Errors
+/// How large the spec may be.
+fn service_size(spec: &ServiceSpec) -> Result<(), String> {
+    let ports = spec.endpoint_spec.as_ref().map_or(0, |endpoint| encoded_size(&endpoint.ports));
+    let (size, most) = (encoded_size(spec), ((OBJECT - SERVICE_REST) / 2).saturating_sub(ports));
+    if size <= most {
+        return Ok(());
+    }
+    Err(format!(
+        "the spec of the service has {size} bytes as it is stored, {most} are the most, so that it can be updated and rolled back: \
+         put large texts into configs"
+    ))
+}
+
+/// Tasks of one service: as many as the control plane is measured with.
+const TASKS: u64 = 100_000;
+
+/// Checks that the tasks of a service are not more than managers keep in memory: one digit too many in a scale is no reason to lose
+/// them all.
+///
+/// # Errors
+/// Which number is too large, for users.
+fn service_tasks(mode: &ServiceMode) -> Result<(), String> {
+    let job = mode.replicated_job.unwrap_or_default();
+    let numbers = [
+        ("Mode.Replicated.Replicas", mode.replicated.and_then(|replicated| replicated.replicas)),
+        ("Mode.ReplicatedJob.MaxConcurrent", job.max_concurrent),
+        ("Mode.ReplicatedJob.TotalCompletions", job.total_completions),
+    ];
+    let too_many = numbers.iter().find_map(|(name, number)| number.filter(|number| *number > TASKS).map(|number| (name, number)));
+    too_many.map_or(Ok(()), |(name, number)| Err(format!("{name}: {number} tasks of one service, {TASKS} are the most")))
+}
+
 /// A task's listening ports, bounded.
 #[must_use]
 pub fn listening(mut ports: Vec<ListeningPort>) -> Vec<ListeningPort> {
@@ -113,10 +165,27 @@ fn may_be_at(store: &Store, node: &NodeId, endpoint: SocketAddr) -> bool {
     checked.is_ok()
 }
 
+/// What of a description may be written at the cluster's level: addresses of the host not before all managers know them.
+#[must_use]
+pub fn at_level(store: &Store, mut description: NodeDescription) -> NodeDescription {
+    if store.feature_level() < NODE_ADDRESSES {
+        description.addresses.clear();
+    }
+    description
+}
+
+/// Addresses of a node's host, bounded. One on a network of the swarm is another machine's to the other nodes.
+fn addresses(store: &Store, mut addresses: Vec<IpAddr>) -> Vec<IpAddr> {
+    addresses.retain(|ip| endpoint_check(store, SocketAddr::new(*ip, DEFAULT_PORT)).is_ok());
+    addresses.truncate(ADDRESSES);
+    addresses
+}
+
 /// A node's description, bounded: engine labels, plugins and generic resources that do not fit are left out, and a label names their number.
 #[must_use]
 pub fn description(store: &Store, node: &NodeId, mut description: NodeDescription) -> NodeDescription {
     description.advertised = description.advertised.filter(|ip| may_be_at(store, node, SocketAddr::new(*ip, DEFAULT_PORT)));
+    description.addresses = addresses(store, std::mem::take(&mut description.addresses));
     let NodeDescription { hostname, architecture, os, engine_version, issuer, .. } = &mut description;
     for name in [hostname, architecture, os, engine_version, issuer] {
         cut(name, NAME);
@@ -236,6 +305,24 @@ mod tests {
         }
         let kept = endpoints(&store, &"n1".into(), given.map(|e| e.parse().unwrap()).into());
         assert_eq!(kept.len(), 3, "the others are left out: {kept:?}");
+    }
+
+    #[test]
+    fn addresses_of_a_host_are_bounded_and_wait_until_every_manager_knows_them() {
+        let many = (1..=99).map(|last| IpAddr::from([192, 0, 2, last]));
+        let given: Vec<IpAddr> =
+            [[127, 0, 0, 1], [0; 4], [224, 0, 0, 1]].map(IpAddr::from).into_iter().chain(many.clone()).collect();
+        for (level, kept) in [(NODE_ADDRESSES - 1, 0), (NODE_ADDRESSES, ADDRESSES)] {
+            let mut store = Store::default();
+            let cluster = crate::model::Cluster { feature_level: level, ..crate::model::fixture::cluster() };
+            let created = vec![crate::store::Action::create(cluster)];
+            store.apply(1, &crate::store::Transaction::new(crate::model::Timestamp(1), created)).unwrap();
+            let reported = NodeDescription { addresses: given.clone(), ..NodeDescription::default() };
+            let bounded = description(&store, &"n1".into(), reported);
+            // Kept with the session, so that they are written as soon as the level allows it.
+            assert_eq!(bounded.addresses, many.clone().take(ADDRESSES).collect::<Vec<_>>(), "level {level}");
+            assert_eq!(at_level(&store, bounded).addresses.len(), kept, "level {level}");
+        }
     }
 
     #[test]

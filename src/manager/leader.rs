@@ -12,10 +12,9 @@ use crate::clock::Clock;
 use crate::model::{Revision, UnwrittenObject};
 use crate::protocol::ToNode;
 use crate::store::{ProposeError, Store, StoreHandle};
-use crate::sync::{lock, replace_if_changed};
+use crate::sync::{lock, panic_text, replace_if_changed};
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
-use std::any::Any;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
@@ -52,10 +51,20 @@ pub struct LeaderHealth {
     pub left_out: Vec<UnwrittenObject>,
 }
 
-/// Starts the loops. They do nothing until `is_leader` is true, and start without state each time that it becomes true.
+/// What raft says of this manager.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Leadership {
+    Follows,
+    Leads {
+        /// Raft id of the leader before, if it did not hand over.
+        lost_leader: Option<u64>,
+    },
+}
+
+/// Starts the loops. They do nothing until this manager leads, and start without state each time that it begins to.
 pub fn start(
     store: StoreHandle,
-    is_leader: watch::Receiver<bool>,
+    leadership: watch::Receiver<Leadership>,
     settings: ManagerSettings,
     clock: Arc<dyn Clock>,
     seed: u64,
@@ -66,7 +75,7 @@ pub fn start(
     let (health_sender, health) = watch::channel(LeaderHealth::default());
     let outboxes = Outboxes::default();
     let shell =
-        Shell { store, is_leader, settings, clock, seed, queue, outboxes, applied: applied_sender, health: health_sender };
+        Shell { store, leadership, settings, clock, seed, queue, outboxes, applied: applied_sender, health: health_sender };
     let run = async move {
         tokio::select! {
             () = shutdown.cancelled() => {}
@@ -78,7 +87,7 @@ pub fn start(
 
 struct Shell {
     store: StoreHandle,
-    is_leader: watch::Receiver<bool>,
+    leadership: watch::Receiver<Leadership>,
     settings: ManagerSettings,
     clock: Arc<dyn Clock>,
     seed: u64,
@@ -99,12 +108,12 @@ impl Shell {
     async fn run(mut self) {
         let (mut term, mut failures) = (0_u64, 0);
         loop {
-            let leads = *self.is_leader.borrow_and_update();
-            let ended = if leads {
+            let leadership = *self.leadership.borrow_and_update();
+            let ended = if let Leadership::Leads { lost_leader } = leadership {
                 term += 1;
                 tracing::info!(term, "this manager leads: loops start");
                 let started = Instant::now();
-                let ended = AssertUnwindSafe(self.lead(self.seed.wrapping_add(term))).catch_unwind().await;
+                let ended = AssertUnwindSafe(self.lead(self.seed.wrapping_add(term), lost_leader)).catch_unwind().await;
                 self.applied.send_replace(Revision::default());
                 match ended {
                     Ok(ended) => {
@@ -119,7 +128,7 @@ impl Shell {
                     }
                     Err(panic) => {
                         failures = if started.elapsed() >= RECOVERED { 1 } else { failures + 1 };
-                        self.restart_after(text_of(panic.as_ref()), failures).await
+                        self.restart_after(panic_text(&*panic).to_owned(), failures).await
                     }
                 }
             } else {
@@ -148,7 +157,7 @@ impl Shell {
     async fn follow(&mut self) -> Ended {
         loop {
             tokio::select! {
-                changed = self.is_leader.changed() => {
+                changed = self.leadership.changed() => {
                     return if changed.is_ok() { Ended::LeadershipChanged } else { Ended::NothingToDo };
                 }
                 event = self.queue.recv() => match event {
@@ -162,10 +171,10 @@ impl Shell {
         }
     }
 
-    async fn lead(&mut self, seed: u64) -> Ended {
+    async fn lead(&mut self, seed: u64, lost_leader: Option<u64>) -> Ended {
         let handover = Arc::new(Handover::new());
-        let liveness =
-            LivenessLoop::new(&self.settings, self.store.watch(), self.clock.clone(), self.outboxes.clone(), handover.clone());
+        let (view, clock, outboxes) = (self.store.watch(), self.clock.clone(), self.outboxes.clone());
+        let liveness = LivenessLoop::new(&self.settings, view, lost_leader, clock, outboxes, handover.clone());
         let planning = PlanningLoop {
             store: self.store.clone(),
             view: self.store.watch(),
@@ -176,15 +185,11 @@ impl Shell {
             applied: self.applied.clone(),
             health: self.health.clone(),
         };
-        let is_leader = &mut self.is_leader;
+        let leadership = &mut self.leadership;
         let led = async move {
-            loop {
-                if is_leader.changed().await.is_err() {
-                    return Ended::NothingToDo;
-                }
-                if !*is_leader.borrow() {
-                    return Ended::LeadershipChanged;
-                }
+            match leadership.wait_for(|now| *now == Leadership::Follows).await {
+                Ok(_) => Ended::LeadershipChanged,
+                Err(_) => Ended::NothingToDo,
             }
         };
         tokio::select! {
@@ -193,11 +198,6 @@ impl Shell {
             () = planning.run(seed) => Ended::NothingToDo,
         }
     }
-}
-
-fn text_of(panic: &(dyn Any + Send)) -> String {
-    let text = panic.downcast_ref::<String>().map(String::as_str).or(panic.downcast_ref::<&str>().copied());
-    text.unwrap_or("a panic without a text").to_owned()
 }
 
 /// The outcome of a write; never if there is none in flight.

@@ -42,12 +42,13 @@ impl LivenessLoop {
     pub(super) fn new(
         settings: &ManagerSettings,
         mut view: watch::Receiver<Arc<Store>>,
+        lost_leader: Option<u64>,
         clock: Arc<dyn Clock>,
         outboxes: Outboxes,
         handover: Arc<Handover>,
     ) -> Self {
         let first = view.borrow_and_update().clone();
-        Self { core: Liveness::new(settings.clone(), first, clock.now()), view, clock, outboxes, handover }
+        Self { core: Liveness::new(settings.clone(), first, lost_leader, clock.now()), view, clock, outboxes, handover }
     }
 
     /// Runs until the store or all session handles are dropped.

@@ -9,6 +9,8 @@ mod job;
 mod moves;
 mod replicated;
 pub mod restart;
+mod service_ports;
+mod serving;
 pub mod slot;
 mod slot_plan;
 mod update;

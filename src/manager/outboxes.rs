@@ -66,3 +66,44 @@ fn forward(outgoing: mpsc::Sender<ToNode>) -> mpsc::Sender<ToNode> {
     });
     sender
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    fn alive(session: SessionId) -> Effect {
+        Effect::Send { session, message: ToNode::Alive }
+    }
+
+    async fn next(incoming: &mut mpsc::Receiver<ToNode>) -> Option<ToNode> {
+        tokio::time::timeout(Duration::from_secs(20), incoming.recv()).await.expect("in time")
+    }
+
+    #[tokio::test]
+    async fn a_node_that_does_not_read_delays_no_other_and_its_session_ends_at_the_bound() {
+        let (outboxes, slow, quick) = (Outboxes::default(), SessionId(1), SessionId(2));
+        let (outgoing, mut unread) = mpsc::channel(1);
+        outboxes.open(slow, outgoing);
+        let (outgoing, mut read) = mpsc::channel(1);
+        outboxes.open(quick, outgoing);
+        let is_open = |session| lock(&outboxes.open).contains_key(&session);
+        let mut sent = 0;
+        while is_open(slow) {
+            outboxes.carry_out(vec![alive(slow), alive(quick)]);
+            sent += 1;
+            assert!(matches!(next(&mut read).await, Some(ToNode::Alive)), "after {sent} that the other one has not read");
+            assert!(sent < 10 * BACKLOG, "the outbox of a node that reads nothing grows without a bound");
+        }
+        // One waits in the channel, and one to get there.
+        assert_eq!(sent, BACKLOG + 3);
+        outboxes.carry_out(vec![alive(slow), alive(quick)]);
+        assert!(matches!(next(&mut read).await, Some(ToNode::Alive)), "the end of a session is no other one's");
+        let mut left = 0;
+        while next(&mut unread).await.is_some() {
+            left += 1;
+        }
+        assert_eq!(left, BACKLOG + 2, "and then its end");
+        assert!(is_open(quick));
+    }
+}

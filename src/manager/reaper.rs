@@ -37,7 +37,7 @@ pub fn plan(store: &Store, now: Timestamp, settings: &ManagerSettings, scope: &R
         } else if task.desired_state == TaskState::Remove && (is_finished(task) || node_gone) {
             out.push(remove(task));
         } else if node_gone && !task.status.state.is_final() {
-            out.push(orphan(task, now));
+            out.push(orphan(store, task, now));
         } else if task.desired_state < TaskState::Remove && !with_history.is_empty() && with_history.contains(&slot_of(task)) {
             slots.entry(slot_of(task)).or_default().push(task);
         }
@@ -126,9 +126,11 @@ fn remove(task: &Task) -> Action {
     Action::Remove(Kind::Task, task.id.to_string())
 }
 
-fn orphan(task: &Task, now: Timestamp) -> Action {
-    let message = "task orphaned: its node is gone".to_owned();
-    let status = TaskStatus { state: TaskState::Orphaned, timestamp: now, message, ..task.status.clone() };
+fn orphan(store: &Store, task: &Task, now: Timestamp) -> Action {
+    let is_deleted = task.node_id.as_ref().is_some_and(|id| store.node(id).is_none());
+    // The first is SwarmKit's text, which has none of a node that is away for long.
+    let message = if is_deleted { "Task belonged to a node that has been deleted" } else { "task orphaned: its node is gone" };
+    let status = TaskStatus { state: TaskState::Orphaned, timestamp: now, message: message.to_owned(), ..task.status.clone() };
     let (id, from, status) = (task.id.clone(), task.status.state, Box::new(status));
     Action::Set(FieldUpdate::TaskStep { id, from, status, attachments: Vec::new(), node: None })
 }

@@ -40,14 +40,16 @@ fn at_its_endpoint(node: &Node, manager: &ManagerStatus) -> Option<ManagerStatus
     (ip != manager.addr.ip() && !ip.is_unspecified()).then_some(ManagerStatus { addr, ..*manager })
 }
 
+/// Nodes that are to be managers and have a raft id, by that.
+fn wanted(store: &Store) -> BTreeMap<u64, &NodeId> {
+    let managers = store.nodes().filter(|node| node.spec.role == Role::Manager);
+    managers.filter_map(|node| Some((node.manager.as_ref()?.raft_id, &node.id))).collect()
+}
+
 /// The next change of raft's membership; `None` if it is as the store wants it. One change is made at a time.
 #[must_use]
 pub fn next_change(store: &Store, status: &RaftStatus) -> Option<MembershipChange> {
-    let wanted: BTreeMap<u64, &NodeId> = store
-        .nodes()
-        .filter(|node| node.spec.role == Role::Manager)
-        .filter_map(|node| Some((node.manager.as_ref()?.raft_id, &node.id)))
-        .collect();
+    let wanted = wanted(store);
     // An empty store has not been filled yet: no manager is removed by it.
     if !wanted.contains_key(&status.id) && wanted.is_empty() {
         return None;
@@ -55,7 +57,7 @@ pub fn next_change(store: &Store, status: &RaftStatus) -> Option<MembershipChang
     let is_member = |id: &u64| status.voters.contains(id) || status.learners.contains(id);
     // Removed first: what is gone must not count for a majority. The leader removes itself last, after another one leads.
     let mut gone = status.voters.iter().chain(&status.learners).filter(|id| !wanted.contains_key(id) && **id != status.id);
-    if let Some(id) = gone.next() {
+    if let Some(id) = gone.find(|id| leaves_majority(status, **id)) {
         return Some(MembershipChange::Remove(*id));
     }
     if let Some(id) = status.caught_up.iter().find(|id| wanted.contains_key(id)) {
@@ -64,11 +66,30 @@ pub fn next_change(store: &Store, status: &RaftStatus) -> Option<MembershipChang
     wanted.keys().find(|id| !is_member(id)).map(|id| MembershipChange::AddLearner(*id))
 }
 
-/// Whether the leader itself is to be no manager any more: it transfers leadership first.
+/// Whether more than half of the voters are heard without this one. Where the node of a manager is up and its raft is not, nothing but
+/// raft shows it; a removal that waits is carried out once another manager is back.
+fn leaves_majority(status: &RaftStatus, removed: u64) -> bool {
+    let without = |ids: &[u64]| ids.iter().filter(|id| **id != removed).count();
+    !status.heard.contains(&removed) || without(&status.heard) * 2 > without(&status.voters)
+}
+
+/// Managers that were demoted and stay members of raft until another manager is back.
+#[must_use]
+pub fn waits_for_majority(store: &Store, status: &RaftStatus) -> Vec<NodeId> {
+    let waits = |node: &&Node| {
+        let member =
+            node.manager.as_ref().filter(|manager| node.spec.role == Role::Worker && status.voters.contains(&manager.raft_id));
+        member.is_some_and(|manager| !leaves_majority(status, manager.raft_id))
+    };
+    store.nodes().filter(waits).map(|node| node.id.clone()).collect()
+}
+
+/// Whether the leader itself is to be no manager any more: it transfers leadership first. Without another one that is to lead it would
+/// be passed round for ever.
 #[must_use]
 pub fn transfers_leadership(store: &Store, status: &RaftStatus) -> bool {
-    let me = store.nodes().find(|node| node.manager.as_ref().is_some_and(|manager| manager.raft_id == status.id));
-    status.is_leader && status.voters.len() > 1 && me.is_none_or(|node| node.spec.role == Role::Worker)
+    let wanted = wanted(store);
+    status.is_leader && !wanted.contains_key(&status.id) && status.voters.iter().any(|id| wanted.contains_key(id))
 }
 
 #[cfg(test)]
@@ -109,7 +130,7 @@ mod tests {
 
     fn status(voters: &[u64], learners: &[u64], caught_up: &[u64]) -> RaftStatus {
         let (voters, learners, caught_up) = (voters.to_vec(), learners.to_vec(), caught_up.to_vec());
-        RaftStatus { id: 1, is_leader: true, voters, learners, caught_up, ..RaftStatus::default() }
+        RaftStatus { id: 1, is_leader: true, heard: voters.clone(), voters, learners, caught_up, ..RaftStatus::default() }
     }
 
     #[test]
@@ -162,6 +183,26 @@ mod tests {
         let actions = plan(&demoted, &[1], rng);
         let [Action::Update(crate::store::Object::Node(written))] = &actions[..] else { panic!("{actions:?}") };
         assert_eq!(written.manager, None);
+    }
+
+    #[test]
+    fn no_manager_is_removed_whose_vote_the_others_need() {
+        let demoted = store([node(1, Role::Manager, Some(1)), node(2, Role::Worker, Some(7)), node(3, Role::Manager, Some(9))]);
+        let all = status(&[1, 7, 9], &[], &[]);
+        // The node of 9 is up, and its raft is not: its disk has failed, or another program has its port.
+        let one_silent = RaftStatus { heard: vec![1, 7], ..all.clone() };
+        assert_eq!((next_change(&demoted, &one_silent), waits_for_majority(&demoted, &one_silent)), (None, vec!["node2".into()]));
+        let itself_silent = RaftStatus { heard: vec![1, 9], ..all.clone() };
+        for status in [all, itself_silent] {
+            assert_eq!(next_change(&demoted, &status), Some(MembershipChange::Remove(7)), "{status:?}");
+            assert_eq!(waits_for_majority(&demoted, &status), Vec::<NodeId>::new());
+        }
+    }
+
+    #[test]
+    fn a_leader_that_was_demoted_with_all_others_goes_on() {
+        let demoted = store([node(1, Role::Worker, Some(1)), node(2, Role::Worker, Some(7))]);
+        assert!(!transfers_leadership(&demoted, &status(&[1, 7], &[], &[])));
     }
 
     #[test]

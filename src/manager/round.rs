@@ -36,6 +36,8 @@ pub struct RoundPlanner {
     key_changes: KeyChanges,
     limits: TransactionLimits,
     scopes: ScopeTracker,
+    /// Services that the orchestrator did not come to. They are as the other planners have seen them.
+    unplanned: RoundScope,
     next_full: Timestamp,
     last_round: Timestamp,
     /// When the next restart delay ends.
@@ -56,6 +58,7 @@ impl RoundPlanner {
             key_changes: KeyChanges::default(),
             limits: TransactionLimits::default(),
             scopes: ScopeTracker::default(),
+            unplanned: RoundScope::default(),
             next_full: Timestamp::default(),
             last_round: Timestamp::default(),
             next_start: None,
@@ -86,7 +89,10 @@ impl RoundPlanner {
         draft.add("payload keys", payload_keys::plan(draft.state(), vault, &mut rand::rng()));
         draft.add("autoscaler", self.autoscaler.plan(draft.state(), now));
         scope.add_changes(store, draft.state());
-        let services = self.orchestrator.plan(draft.state(), now, &mut self.rng, &self.settings, &scope);
+        let mut to_plan = std::mem::take(&mut self.unplanned);
+        to_plan.merge(scope.clone());
+        let services = self.orchestrator.plan(draft.state(), now, &mut self.rng, &self.settings, &to_plan);
+        self.unplanned = RoundScope::of_services(services.unplanned);
         draft.add("orchestrator", services.actions);
         scope.add_changes(store, draft.state());
         draft.add("allocator", allocator::plan(draft.state(), now, &mut self.quarantine, &scope));
@@ -107,7 +113,7 @@ impl RoundPlanner {
         }
         self.last_round = now;
         self.next_start = store.delayed_tasks().map(|(start, _)| start).find(|start| *start > now);
-        let rest = if is_cut { scope.clone() } else { RoundScope::of_services(services.unplanned) };
+        let rest = if is_cut { scope.clone() } else { RoundScope::default() };
         let unwritten = if actions.is_empty() { RoundScope::default() } else { scope };
         self.scopes.planned(unwritten, rest);
         actions
@@ -154,5 +160,6 @@ impl RoundPlanner {
             || self.quarantine.is_waiting()
             || self.key_changes.is_waiting()
             || self.scopes.has_rest()
+            || self.unplanned != RoundScope::default()
     }
 }

@@ -160,8 +160,8 @@ fn slot_of<'a>(action: &'a Action, store: &'a Store) -> Option<(&'a ServiceId, S
     task.attached.is_none().then(|| (&task.service_id, task.slot_key()))
 }
 
-/// Bytes of the action's document.
-fn encoded_size(action: &impl Serialize) -> usize {
+/// Bytes of a document as it is stored.
+pub(super) fn encoded_size(document: &impl Serialize) -> usize {
     struct Count(usize);
     impl std::io::Write for Count {
         fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
@@ -174,6 +174,6 @@ fn encoded_size(action: &impl Serialize) -> usize {
     }
     let mut count = Count(0);
     // Writing to a counter cannot fail; what cannot be encoded fails when it is written.
-    let _ = serde_json::to_writer(&mut count, action);
+    let _ = serde_json::to_writer(&mut count, document);
     count.0
 }

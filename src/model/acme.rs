@@ -15,12 +15,24 @@ pub struct AcmeAccount {
     pub id: ClusterId,
     pub meta: Meta,
     pub settings: AcmeSettings,
+    /// The private key that it is registered with, PKCS #8. Stored before: where the answer is lost, the next attempt finds the same
+    /// account.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key: Option<SealedData>,
     /// `None`: the account is to be registered.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub registration: Option<AcmeRegistration>,
-    /// Why it could not be registered.
+    /// Why it could not be registered, or was refused an order as one too many.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub failure: Option<AcmeFailure>,
+}
+
+impl AcmeAccount {
+    /// One that is to be registered, or nothing but the switch.
+    #[must_use]
+    pub fn new(id: ClusterId, settings: AcmeSettings) -> Self {
+        Self { id, meta: Meta::default(), settings, key: None, registration: None, failure: None }
+    }
 }
 
 /// What the user has said.

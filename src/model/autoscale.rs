@@ -25,7 +25,7 @@ const DEFAULT_IDLE: Duration = Duration::from_mins(5);
 /// Bounds of [`IDLE`].
 const IDLE_BOUNDS: (Duration, Duration) = (Duration::from_secs(10), Duration::from_hours(24));
 /// Changes that a service keeps for its history.
-const KEPT: usize = 8;
+pub(super) const KEPT: usize = 32;
 
 /// The parsed labels.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -254,8 +254,8 @@ mod tests {
     fn a_service_keeps_its_last_changes_and_says_why() {
         let mut kept = Vec::new();
         let scaling = |n| Scaling { at: Timestamp(n), from: 1, to: 2, connections: 9, per_replica: 5, reason: None };
-        (0..20).for_each(|n| scaling(n).add_to(&mut kept));
-        assert_eq!((kept.len(), kept[0].at), (KEPT, Timestamp(12)));
+        (0..40).for_each(|n| scaling(n).add_to(&mut kept));
+        assert_eq!((kept.len(), kept[0].at), (KEPT, Timestamp(8)));
         let why = |reason| Scaling { reason, ..scaling(1) }.why();
         assert_eq!(why(None), "1 to 2 replicas by load: 9 connections, 5 per replica");
         let requests = ScalingReason::Requests { tenths: 213, per_replica: 20 };

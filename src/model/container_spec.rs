@@ -4,6 +4,7 @@ use super::container_privileges::Privileges;
 use super::id::{ConfigId, SecretId};
 use super::mount::Mount;
 use super::payload::PayloadId;
+use super::secret;
 use super::serde_helpers::null_as_default;
 use super::template;
 use super::time::Nanos;
@@ -25,8 +26,12 @@ pub struct ContainerSpec {
     /// The container's id if empty. May have placeholders ([`template`]).
     #[serde(skip_serializing_if = "String::is_empty")]
     pub hostname: String,
-    /// Each `NAME=value`. Values may have placeholders.
-    #[serde(skip_serializing_if = "Vec::is_empty", deserialize_with = "null_as_default")]
+    /// Each `NAME=value`. Values may have placeholders, and may be secret.
+    #[serde(
+        skip_serializing_if = "Vec::is_empty",
+        deserialize_with = "null_as_default",
+        serialize_with = "secret::expose_values"
+    )]
     pub env: Vec<String>,
     /// Working directory; the image's if empty.
     #[serde(skip_serializing_if = "String::is_empty")]

@@ -155,6 +155,10 @@ pub struct NodeDescription {
     /// The address that it advertises, if its tunnel has another one; else it is that of the tunnel's first endpoint.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub advertised: Option<IpAddr>,
+    /// Addresses of its host at which clients may reach published ports, sorted: datagrams from these ports have one of them as their
+    /// source. Not those that only containers of the host see. (Reported from feature level 3 on.)
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub addresses: Vec<IpAddr>,
 }
 
 impl Node {
@@ -162,6 +166,14 @@ impl Node {
     #[must_use]
     pub fn advertised(&self) -> Option<IpAddr> {
         self.description.advertised.or_else(|| Some(self.mesh.endpoints.first()?.ip()))
+    }
+
+    /// Its build observes whether the containers of services without published ports listen.
+    #[must_use]
+    pub fn observes_listeners(&self) -> bool {
+        /// First feature level of such builds.
+        const LEVEL: u32 = 2;
+        self.description.feature_levels().newest >= LEVEL
     }
 
     /// What the node is now, whatever its spec asks for.

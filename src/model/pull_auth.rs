@@ -19,6 +19,16 @@ impl PullAuth {
     pub fn new(header: String) -> Self {
         Self(Arc::new(header.into()))
     }
+    /// In place of credentials that are not kept: in a file that people may pass on.
+    #[must_use]
+    pub fn withheld() -> Self {
+        Self::new(String::new())
+    }
+    /// Whether there were credentials, which are not known here.
+    #[must_use]
+    pub fn is_withheld(&self) -> bool {
+        self.header().is_empty()
+    }
     /// The value of the header.
     #[must_use]
     pub fn header(&self) -> &str {

@@ -76,6 +76,22 @@ pub fn expose_some<T: Zeroize + Serialize, S: Serializer>(secret: &Option<Secret
     }
 }
 
+/// Serializes variables, each `NAME=value`; inside [`hiding`] with [`HIDDEN`] in place of each value: passwords are passed in
+/// them.
+///
+/// # Errors
+/// The serializer's.
+pub fn expose_values<S: Serializer>(variables: &[String], serializer: S) -> Result<S::Ok, S::Error> {
+    if !HIDES.get() {
+        return variables.serialize(serializer);
+    }
+    serializer.collect_seq(variables.iter().map(|variable| match variable.split_once('=') {
+        Some((name, _)) => format!("{name}={HIDDEN}"),
+        // To be removed from those of the image.
+        None => variable.clone(),
+    }))
+}
+
 /// Runs `make`; whatever it serializes has [`HIDDEN`] in place of each secret. For documents that people read.
 pub fn hiding<R>(make: impl FnOnce() -> R) -> R {
     /// Restores the state of before, also after a panic.
@@ -111,6 +127,20 @@ mod tests {
             assert_eq!(hiding(|| serde_json::to_string(&stored).unwrap()), r#"{"key":"[secret]"}"#);
             assert_eq!(serde_json::to_string(&stored).unwrap(), r#"{"key":"[secret]"}"#, "the outer one still hides");
         });
+    }
+
+    #[test]
+    fn variables_are_stored_with_their_values_and_shown_with_their_names() {
+        #[derive(Serialize)]
+        struct Stored {
+            #[serde(serialize_with = "expose_values")]
+            env: Vec<String>,
+        }
+        let stored = Stored { env: ["DB_PASSWORD=planted=twice", "EMPTY=", "PLAIN"].map(str::to_owned).into() };
+        let text = r#"{"env":["DB_PASSWORD=planted=twice","EMPTY=","PLAIN"]}"#;
+        assert_eq!(serde_json::to_string(&stored).unwrap(), text);
+        let shown = r#"{"env":["DB_PASSWORD=[secret]","EMPTY=[secret]","PLAIN"]}"#;
+        assert_eq!(hiding(|| serde_json::to_string(&stored).unwrap()), shown);
     }
 
     #[test]

@@ -140,6 +140,7 @@ impl Service {
         let Some(previous) = self.previous_spec.take() else { return false };
         let newest = self.next_spec_version() - 1;
         let undone = std::mem::replace(&mut self.spec, previous);
+        self.spec.keep_scaled_replicas(&undone.mode);
         let version = self.previous_spec_version.take().unwrap_or(self.spec_version);
         let undone_version = std::mem::replace(&mut self.spec_version, version);
         if keep {
@@ -163,6 +164,19 @@ impl Service {
         }
     }
 
+    /// The number of replicas that a user has given it, before its load has changed that. The present one if that is not known: so many
+    /// changes are not kept.
+    #[must_use]
+    pub fn given_replicas(&self) -> u64 {
+        let now = self.spec.mode.replicas();
+        // A change by a user in between breaks the chain.
+        let before = |given: u64, scaling: &Scaling| if scaling.to == given { Ok(scaling.from) } else { Err(given) };
+        match self.scalings.iter().rev().try_fold(now, before) {
+            Ok(_) if self.scalings.len() >= autoscale::KEPT => now,
+            Ok(given) | Err(given) => given,
+        }
+    }
+
     /// Ports published through the routing mesh.
     pub fn ingress_ports(&self) -> impl Iterator<Item = &PortConfig> {
         self.endpoint.ports.iter().filter(|p| p.publish_mode == PublishMode::Ingress)
@@ -170,6 +184,13 @@ impl Service {
 }
 
 impl ServiceSpec {
+    /// A spec that comes back does not undo what its service was scaled to by load since: as many replicas as now, within its range.
+    pub fn keep_scaled_replicas(&mut self, now: &ServiceMode) {
+        if let (Ok(Some(range)), Some(replicated)) = (AutoscaleLabels::read(&self.labels), &mut self.mode.replicated) {
+            replicated.replicas = Some(now.replicas().clamp(range.min, range.max));
+        }
+    }
+
     /// What of the spec managers of feature level 1 do not know, by its name in the API.
     #[must_use]
     pub fn newer_field(&self) -> Option<&'static str> {

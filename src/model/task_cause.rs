@@ -39,6 +39,11 @@ impl TaskCause {
             Self::Rebalance => "move by skep rebalance, to even out the nodes",
         }
     }
+    /// It was made to take the place of another task.
+    #[must_use]
+    pub fn takes_over(self) -> bool {
+        self.is_update() || matches!(self, Self::Move | Self::Rebalance)
+    }
     /// The updater made it, and judges it.
     #[must_use]
     pub fn is_update(self) -> bool {
@@ -52,7 +57,7 @@ impl TaskCause {
 pub enum TaskEnd {
     /// Its process ended, or could not be started: its status says more.
     Itself,
-    /// It ended within the time in which the updater watches it.
+    /// It ended within the time in which the updater watches it, or did not listen as the task before it within the time that it has.
     FailedUpdate,
     /// No node could take it within the time in which the updater watches it. The task may still be waiting.
     Unplaced,
@@ -86,7 +91,7 @@ impl TaskEnd {
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Itself => "ended by itself",
-            Self::FailedUpdate => "ended by itself while the update watched it",
+            Self::FailedUpdate => "failed while the update watched it",
             Self::Unplaced => "not placed within the monitor time of the update",
             Self::Replaced => "replaced by an update or rollback",
             Self::Withdrawn => "withdrawn: its update was paused or rolled back, or its move came to nothing",

@@ -33,6 +33,13 @@ impl Timestamp {
         let t = OffsetDateTime::parse(text, &Rfc3339).ok()?;
         i64::try_from(t.unix_timestamp_nanos()).ok().map(Self)
     }
+    /// Parses seconds since 1970 with up to nine decimals; `None` if the text is empty or something else.
+    #[must_use]
+    pub fn of_seconds(text: &str) -> Option<Self> {
+        let (seconds, fraction) = text.split_once('.').unwrap_or((text, ""));
+        let nanos: i64 = format!("{fraction:0<9}").get(..9)?.parse().ok()?;
+        Some(Self(seconds.parse::<i64>().ok()?.checked_mul(1_000_000_000)?.checked_add(nanos)?))
+    }
 }
 
 impl Serialize for Timestamp {

@@ -76,6 +76,14 @@ pub struct NetworkPart {
     pub internal: bool,
     /// Carries traffic of published ports.
     pub ingress: bool,
+    /// It takes plain containers. (Views of older managers do not say.)
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub attachable: bool,
+    /// Of its spec, as its options: shown to those who ask this node. (Views of older managers have none.)
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub labels: BTreeMap<String, String>,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub options: BTreeMap<String, String>,
     /// Largest MTU that its containers may have, in bytes; that of the tunnel if absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mtu: Option<u32>,
@@ -225,6 +233,9 @@ pub struct Peer {
     /// The address that it advertises, if its tunnel has another one. (Views of older managers do not say.)
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub advertised: Option<IpAddr>,
+    /// Addresses of its host, as it reports them. (Views of older managers do not say.)
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub addresses: Vec<IpAddr>,
     /// Addresses of its tasks on all networks, sorted.
     pub containers: Vec<Ipv4Addr>,
     /// Tasks that have these addresses; one may have several. (Views of older managers do not say.)
@@ -244,6 +255,12 @@ impl Peer {
     pub fn keys(&self) -> impl Iterator<Item = WgKey> + use<> {
         std::iter::once(self.key).chain(self.next.map(|next| next.key))
     }
+    /// Every address outside of the mesh that is known to be the node's; one may be named several times.
+    pub fn known_addresses(&self) -> impl Iterator<Item = IpAddr> + '_ {
+        let endpoints = self.endpoints.iter().map(SocketAddr::ip);
+        endpoints.chain(self.advertised).chain(self.addresses.iter().copied()).map(|address| address.to_canonical())
+    }
+
     /// Where it is reached outside of the mesh.
     #[must_use]
     pub fn outer_address(&self) -> Option<IpAddr> {

@@ -6,7 +6,7 @@ use super::network::send_probe;
 use crate::clock::Clock;
 use crate::datapath::Tunnel;
 use crate::datapath::mesh::Mesh;
-use crate::manager::bounds::endpoint_check;
+use crate::manager::bounds::{self, endpoint_check};
 use crate::manager::dispatcher::view_of;
 use crate::manager::{JoiningNode, node_allocation, roles};
 use crate::model::cluster::ONE_MANAGER;
@@ -110,11 +110,12 @@ impl JoinAuthority for Admission {
         for endpoint in endpoints.iter().chain(&advertised) {
             endpoint_check(&store, *endpoint).map_err(other)?;
         }
+        let description = bounds::at_level(&store, bounds::description(&store, &id, request.description.clone()));
         let mut node = JoiningNode {
             id: id.clone(),
             role,
             availability: request.availability,
-            description: request.description.clone(),
+            description,
             addr: request.description.advertised.or_else(|| endpoints.first().map(SocketAddr::ip)),
             key: request.key,
             endpoints,

@@ -7,6 +7,7 @@ use super::keyring::{KeyOwner, Keyring};
 use super::lifecycle::MembershipState;
 use super::new_cluster::begin;
 use super::state_dir::{MembershipFile, StateDir};
+use crate::admin::WrittenBackup;
 use crate::clock::{Clock as _, SystemClock};
 use crate::durable::{self, UnknownFields};
 use crate::model::{FormatRange, NodeId, Role, Secret, Timestamp};
@@ -20,6 +21,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 const FORMAT: u32 = 1;
+/// Of a backup that may not have all.
+const WITHOUT_LEADER: &str = "this manager knows no leader: what others have written since then is not in it; make another one once \
+                              `skep status` names a leader";
 /// Bytes of the length before the document.
 const LENGTH: usize = 8;
 
@@ -55,12 +59,12 @@ pub struct RestoredNode {
 }
 
 impl Daemon {
-    /// Writes the content of a backup to a file of its own below the run directory, which only root may read, and returns its path. The
-    /// state is that of one moment.
+    /// Writes the content of a backup to a file of its own below the run directory, which only root may read. The state is that of one
+    /// moment.
     ///
     /// # Errors
     /// The node is no manager that serves its store, or there is no room for the file.
-    pub(super) fn write_backup(&self) -> anyhow::Result<PathBuf> {
+    pub(super) fn write_backup(&self) -> anyhow::Result<WrittenBackup> {
         let MembershipState::Active(member) = self.lifecycle.state() else { anyhow::bail!("this node is not part of a swarm") };
         let store = member.store().context("this node is not a manager: make the backup on one")?.read();
         let dir = &self.env.state_dir;
@@ -74,6 +78,7 @@ impl Daemon {
         let next_tunnel_key = further(dir.next_tunnel_key())?;
         let tunnel_key = read(dir.tunnel_key())?;
         let previous_tunnel_key = further(dir.previous_tunnel_key())?;
+        let raft = member.raft_status().unwrap_or_default();
         let document = BackupDocument {
             format: FORMAT,
             made: self.env.clock.now(),
@@ -83,13 +88,14 @@ impl Daemon {
             next_tunnel_key,
             previous_tunnel_key,
             index: store.index(),
-            term: member.raft_status().unwrap_or_default().term,
+            term: raft.term,
         };
         let document = serde_json::to_vec(&document)?;
         let mut content = (document.len() as u64).to_be_bytes().to_vec();
         content.extend_from_slice(&document);
         content.extend_from_slice(&store.snapshot());
-        backup_contents::write(&self.env.settings.run_dir, &content, rand::random())
+        let path = backup_contents::write(&self.env.settings.run_dir, &content, rand::random())?;
+        Ok(WrittenBackup { path, warning: raft.leader.is_none().then_some(WITHOUT_LEADER) })
     }
 }
 

@@ -10,9 +10,10 @@ use crate::api::control::{
     SwarmJoinRequest,
 };
 use crate::datapath::interfaces::host_addresses;
+use crate::dns::resolv::Resolv;
 use crate::http::BoxedStream;
 use crate::model::view::{NetworkPart, NodeView};
-use crate::model::{AttachDenial, LogRequest, NodeId, Role, Secret, TaskId, TaskLog, Timestamp, UnwrittenObject};
+use crate::model::{AttachDenial, LogRequest, NetworkId, NodeId, Role, Secret, TaskId, TaskLog, Timestamp, UnwrittenObject};
 use crate::overlay::driver::attachments::AttachError;
 use crate::runtime::NetworkPlan;
 use crate::store::StoreHandle;
@@ -76,6 +77,14 @@ impl NodeControl for DaemonControl {
                 self.0.env.state_dir.ledger().load().ok().flatten().is_some_and(|view| is_in(&view))
             }
             MembershipState::Inactive => false,
+        }
+    }
+
+    fn network(&self, id: &NetworkId) -> Option<control::KnownNetwork> {
+        match self.0.lifecycle.state() {
+            MembershipState::Active(member) => control::KnownNetwork::of(&*member.view()?, id),
+            MembershipState::Locked(node) => control::KnownNetwork::of(&*node.view()?, id),
+            MembershipState::Pending { .. } | MembershipState::Inactive => None,
         }
     }
 
@@ -178,7 +187,10 @@ impl NodeControl for DaemonControl {
         let network = NetworkPlan::of(given.network_id, &part, mtu);
         let made = env.engine.ensure_network(&network).await;
         made.map_err(|error| AttachRefusal::Node(ControlError::failed(error.to_string())))?;
-        Ok(PreparedNetwork { id: network.id, name: network.name, gateway: network.gateway, belonging })
+        let mut resolvers = Resolv::new(env.settings.resolv_conf.clone()).nameservers();
+        // Those of the host itself are others in a container.
+        resolvers.retain(|address| !address.is_loopback());
+        Ok(PreparedNetwork { id: network.id, name: network.name, gateway: network.gateway, resolvers, belonging })
     }
 
     fn new_token(&self) -> Result<Secret<String>, ControlError> {

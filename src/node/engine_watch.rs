@@ -93,7 +93,7 @@ pub(super) async fn run(
     stop: CancellationToken,
 ) {
     loop {
-        let Some(described) = stop.run_until_cancelled(env.describe()).await else { return };
+        let Some(described) = stop.run_until_cancelled(env.report()).await else { return };
         let now = Instant::now();
         watch.observe(described, now);
         replace_if_changed(&reports.description, watch.description(now));

@@ -1,6 +1,7 @@
 //! What every part of the node uses: settings, files, clock, engine, and the state that outlives a membership. Knows no
 //! membership.
 
+use super::host_addresses;
 use super::key_files;
 use super::keyring::Keyring;
 use super::links::{CurrentLinks, CurrentSandboxes};
@@ -70,6 +71,11 @@ impl Environment {
         Some(NodeDescription { ebpf_datapath, feature_levels: Some(FEATURE_LEVELS), ..described })
     }
 
+    /// As [`Self::describe`], for the reports of a member: with the host's addresses.
+    pub(super) async fn report(&self) -> Option<NodeDescription> {
+        Some(NodeDescription { addresses: host_addresses::reported().await, ..self.describe().await? })
+    }
+
     /// What the kernel says of the host.
     pub(super) fn without_engine(&self) -> NodeDescription {
         let uname = rustix::system::uname();
@@ -116,6 +122,11 @@ impl Environment {
         super::backup_contents::remove(&self.settings.run_dir)?;
         self.keyring.forget();
         Ok(())
+    }
+
+    /// For what runs with or without a membership.
+    pub(super) fn daemon_supervisor(&self) -> Supervisor {
+        Supervisor::new(self.blockers.of_daemon(), self.failed.clone())
     }
 
     /// For the loops of one membership.

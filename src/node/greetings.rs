@@ -22,6 +22,8 @@ const DECIDE: &str = "keep one of the two: on every manager of the other one run
 
 /// Time without a leader after which an incarnation does not go on. An election is far shorter.
 const ENDED: Duration = Duration::from_secs(5);
+/// Time after which a manager of another incarnation that has said nothing more is gone: it connects every few seconds.
+const SILENT: Duration = Duration::from_secs(30);
 /// How often managers that could not be judged yet are judged again.
 const AGAIN: Duration = Duration::from_secs(1);
 
@@ -34,8 +36,9 @@ pub(super) struct Greetings {
     blockers: Blockers,
     /// Greetings of a re-created cluster that came while this manager knew no leader: its incarnation has ended, or elects one.
     undecided: Mutex<BTreeMap<NodeId, ManagerGreeting>>,
-    /// Managers of another incarnation that goes on beside this one.
-    conflicts: Mutex<BTreeMap<NodeId, String>>,
+    /// Managers of another incarnation that goes on beside this one, and when they have said so last; `None` for those of a cluster that
+    /// was re-created: they greet when they connect, and that may be once.
+    conflicts: Mutex<BTreeMap<NodeId, (String, Option<Timestamp>)>>,
 }
 
 impl Greetings {
@@ -50,13 +53,14 @@ impl Greetings {
     }
 
     /// Judges again what was undecided, for as long as it is polled.
-    pub(super) async fn run(&self) {
+    pub(super) async fn run(self: Arc<Self>) {
         loop {
             self.clock.sleep(AGAIN).await;
             let undecided = std::mem::take(&mut *lock(&self.undecided));
             for (node, other) in undecided {
                 self.judge(&node, other);
             }
+            self.forget();
         }
     }
 
@@ -69,8 +73,11 @@ impl Greetings {
     }
 
     fn judge(&self, node: &NodeId, other: ManagerGreeting) {
-        // Only a manager of this cluster can tell that the cluster has been re-created without this one, or that another goes on.
-        let is_manager = self.store.read().node(node).is_some_and(|node| node.manager.is_some());
+        // Only a manager of this cluster can tell that the cluster has been re-created without this one.
+        let store = self.store.read();
+        let is_manager = store.node(node).is_some_and(|node| node.manager.is_some());
+        // A cluster that was re-created has demoted those that go on without it; their certificates are managers' still.
+        let was_manager = store.node(node).is_some();
         let own = ManagerGreeting { has_leader: goes_on(*self.leaderless.borrow(), self.clock.now()), ..self.own() };
         match judge(&own, &other) {
             GreetingVerdict::Superseded { by, lost } if is_manager => self.raft.supersede(superseded(&by, lost)),
@@ -83,34 +90,46 @@ impl Greetings {
                     by.node,
                     by.at.to_rfc3339()
                 );
-                self.set(node, Some(text));
+                self.set(node, Some((text, None)));
             }
-            GreetingVerdict::OtherGoesOn { entries } if is_manager => {
+            GreetingVerdict::OtherGoesOn { entries } if was_manager => {
                 let text = format!(
                     "manager {node} goes on with an earlier incarnation of the cluster, which has {entries} entries that this one does not have"
                 );
-                self.set(node, Some(text));
+                self.set(node, Some((text, Some(self.clock.now()))));
             }
             _ => self.set(node, None),
         }
     }
 
     /// Sets or clears the conflict with a manager.
-    fn set(&self, node: &NodeId, conflict: Option<String>) {
+    fn set(&self, node: &NodeId, conflict: Option<(String, Option<Timestamp>)>) {
+        self.change(|conflicts| match conflict {
+            // Not written again for each entry that the other one writes.
+            Some((text, said)) => conflicts.entry(node.clone()).or_insert((text, said)).1 = said,
+            None => drop(conflicts.remove(node)),
+        });
+    }
+
+    /// Conflicts with managers that have left, or that no longer say that they go on, are none: there is nothing to decide.
+    fn forget(&self) {
+        let now = self.clock.now();
+        self.change(|conflicts| conflicts.retain(|_, (_, said)| said.is_none_or(|said| now.since(said) < SILENT)));
+    }
+
+    fn change(&self, change: impl FnOnce(&mut BTreeMap<NodeId, (String, Option<Timestamp>)>)) {
         let store = self.store.read();
         let mut conflicts = lock(&self.conflicts);
-        let before = conflicts.clone();
-        // Those that have left have nothing to decide any more.
+        let texts = |conflicts: &BTreeMap<NodeId, (String, Option<Timestamp>)>| -> Vec<String> {
+            conflicts.values().map(|(text, _)| text.clone()).collect()
+        };
+        let before = texts(&conflicts);
+        change(&mut conflicts);
         conflicts.retain(|node, _| store.node(node).is_some());
-        match conflict {
-            // Not written again for each entry that the other one writes.
-            Some(text) => drop(conflicts.entry(node.clone()).or_insert(text)),
-            None => drop(conflicts.remove(node)),
-        }
-        if *conflicts == before {
+        let all = texts(&conflicts);
+        if all == before {
             return;
         }
-        let all: Vec<&str> = conflicts.values().map(String::as_str).collect();
         if all.is_empty() {
             self.blockers.clear(NAME);
         } else {

@@ -5,7 +5,7 @@ use super::certificate_authority::CertificateLife;
 use super::daemon::Daemon;
 use super::keyring::KeyOwner;
 use super::lifecycle::MembershipState;
-use super::manager_part::{self, ManagerStore, OpenLog, PreparedManager};
+use super::manager_part::{self, FirstManager, ManagerStore, OpenLog, PreparedManager};
 use super::member::Member;
 use super::network::MeshNetwork;
 use super::state_dir::{MembershipFile, NodeAssignment};
@@ -86,7 +86,8 @@ impl Daemon {
         network.start_overlay(env, id, Some(view));
         env.certificates.store(&identity)?;
         membership.store(&env.state_dir)?;
-        Member::start(env, membership, identity, network, Some(PreparedManager { store: manager, listener })).await
+        let manager = FirstManager::Prepared(PreparedManager { store: manager, listener });
+        Member::start(env, membership, identity, network, Some(manager)).await
     }
 }
 

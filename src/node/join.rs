@@ -6,7 +6,7 @@ use super::daemon::Daemon;
 use super::environment::Environment;
 use super::keyring::KeyOwner;
 use super::lifecycle::MembershipState;
-use super::manager_part::{OpenLog, PreparedManager};
+use super::manager_part::{FirstManager, OpenLog, PreparedManager};
 use super::member::Member;
 use super::network::{MeshNetwork, send_probe};
 use super::state_dir::{MembershipFile, NodeAssignment};
@@ -184,7 +184,7 @@ async fn start_member(
     // The log is there before the file that says so.
     let prepared = stored.and(prepared).and_then(|prepared| membership.store(&env.state_dir).map(|()| prepared));
     match prepared {
-        Ok(manager) => Member::start(env, membership, identity, network, manager).await,
+        Ok(manager) => Member::start(env, membership, identity, network, manager.map(FirstManager::Prepared)).await,
         Err(error) => {
             let _ = network.take_down(env).await;
             Err(error)

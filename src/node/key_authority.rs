@@ -36,6 +36,12 @@ fn refusal(store: &Store, id: &NodeId) -> Option<String> {
 }
 
 impl KeyAuthority {
+    /// Waits until this manager has all that was written before: an entry that changes nothing, behind all others.
+    async fn catch_up(&self) -> Result<(), KeyChangeRefusal> {
+        let written = self.store.propose(Transaction::new(self.clock.now(), Vec::new())).await;
+        written.map(drop).map_err(|error| KeyChangeRefusal::Unknown(error.to_string()))
+    }
+
     async fn write(&self, id: &NodeId, change: KeyChange, condition: Option<Condition>) -> Result<(), KeyChangeRefusal> {
         let action = Action::Set(FieldUpdate::TunnelKey { id: id.clone(), change });
         let written = self.store.propose(Transaction::new(self.clock.now(), vec![action]).require(condition)).await;
@@ -58,8 +64,12 @@ impl KeyChangeAuthority for KeyAuthority {
         if node.mesh.next.is_some_and(|next| next.key == key) {
             return Ok(());
         }
-        if let Some(why) = refusal(&store, id) {
-            return Err(KeyChangeRefusal::Refused(why));
+        if refusal(&store, id).is_some() {
+            // What stands here may be of before, as on a manager that has just started: a key that is refused is given up.
+            self.catch_up().await?;
+            if let Some(why) = refusal(&self.store.read(), id) {
+                return Err(KeyChangeRefusal::Refused(why));
+            }
         }
         self.write(id, KeyChange::Begin(key), Some(Condition::FreeKey { key })).await
     }
@@ -82,8 +92,12 @@ impl KeyChangeAuthority for KeyAuthority {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::clock::SystemClock;
     use crate::model::node::{NodeDescription, NodeMesh, NodeStatus};
     use crate::model::{FormatRange, Meta, NextKey, Node, NodeSpec, Timestamp, fixture};
+    use crate::store::{Propose, StorePublisher};
+    use crate::sync::lock;
+    use std::sync::Mutex;
 
     fn store(level: u32, change: impl Fn(u8, &mut Node)) -> Store {
         let cluster = crate::model::Cluster { feature_level: level, ..fixture::cluster() };
@@ -139,5 +153,36 @@ mod tests {
         assert!(other.contains("node host2 changes its WireGuard key"), "{other}");
         assert_eq!(refusal(store(3, changing(2, NodeState::Down))), None, "it may be away for ever");
         assert_eq!(refusal(store(3, changing(1, NodeState::Ready))), None, "its own");
+    }
+    /// A manager that has not applied what the others have written; it does with the next entry.
+    struct Behind(Mutex<(Store, StorePublisher, Vec<Action>)>);
+
+    #[async_trait]
+    impl Propose for Behind {
+        async fn propose(&self, transaction: Transaction) -> Result<u64, ProposeError> {
+            let (store, publisher, missing) = &mut *lock(&self.0);
+            for transaction in [Transaction::new(Timestamp(1), std::mem::take(missing)), transaction] {
+                store.apply(store.index() + 1, &transaction)?;
+                publisher.publish(store);
+            }
+            Ok(store.index())
+        }
+    }
+
+    #[tokio::test]
+    async fn a_change_is_not_refused_for_what_is_over() {
+        let other = NextKey { key: WgKey([9; 32]), known: true };
+        let store = store(3, |number, node| node.mesh.next = (number == 2).then_some(other));
+        // The other node's change has ended.
+        let mut ended = store.node(&fixture::peer(2).node_id).expect("a node").clone();
+        (ended.mesh.key, ended.mesh.next) = (other.key, None);
+        let mut publisher = StorePublisher::default();
+        publisher.publish(&store);
+        let published = publisher.reader();
+        let behind = Behind(Mutex::new((store, publisher, vec![Action::update(ended)])));
+        let authority = KeyAuthority { store: StoreHandle::new(published, Arc::new(behind)), clock: Arc::new(SystemClock) };
+        let (me, next) = (fixture::peer(1).node_id, WgKey([7; 32]));
+        authority.begin(&me, next).await.expect("nothing is in the way");
+        assert_eq!(authority.store.read().node(&me).expect("a node").mesh.next.map(|next| next.key), Some(next));
     }
 }

@@ -21,6 +21,20 @@ const NAME: &str = "ledger.json";
 /// whole, `retry` later.
 pub(super) async fn run(
     ledger: Ledger,
+    view: watch::Receiver<Option<Arc<NodeView>>>,
+    blockers: Blockers,
+    retry: Duration,
+    stop: CancellationToken,
+) {
+    let store = move |view: Arc<NodeView>| {
+        let ledger = ledger.clone();
+        async move { tokio::task::spawn_blocking(move || ledger.store(&view)).await? }
+    };
+    follow(store, view, blockers, retry, stop).await;
+}
+
+async fn follow<F: Future<Output = anyhow::Result<()>> + Send>(
+    mut store: impl FnMut(Arc<NodeView>) -> F + Send,
     mut view: watch::Receiver<Option<Arc<NodeView>>>,
     blockers: Blockers,
     retry: Duration,
@@ -37,7 +51,10 @@ pub(super) async fn run(
             break;
         }
         let newest = view.borrow_and_update().clone();
-        let written = write(&ledger, newest).await;
+        let written = match newest {
+            Some(view) => store(view).await,
+            None => Ok(()),
+        };
         failed = written.is_err();
         match written {
             Ok(()) => blockers.clear(NAME),
@@ -55,33 +72,40 @@ pub(super) async fn run(
     blockers.clear(NAME);
 }
 
-async fn write(ledger: &Ledger, view: Option<Arc<NodeView>>) -> anyhow::Result<()> {
-    let (Some(view), ledger) = (view, ledger.clone()) else { return Ok(()) };
-    tokio::task::spawn_blocking(move || ledger.store(&view)).await?
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::model::fixture;
+    use std::sync::atomic::{AtomicU32, Ordering};
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn a_burst_of_views_is_written_together_and_the_last_one_is_on_disk_at_the_end() {
         let path = std::env::temp_dir().join(format!("skep-ledger-writer-{}.json", std::process::id()));
         let ledger = Ledger::new(&path);
+        let writes = Arc::new(AtomicU32::new(0));
+        let (counted, stored) = (writes.clone(), ledger.clone());
+        let store = move |view: Arc<NodeView>| {
+            counted.fetch_add(1, Ordering::SeqCst);
+            let ledger = stored.clone();
+            async move { tokio::task::spawn_blocking(move || ledger.store(&view)).await? }
+        };
+        let begun = tokio::time::Instant::now();
         let view = |index| Some(Arc::new(fixture::node_view(index, Vec::new(), fixture::cluster_part(Vec::new()))));
         let (sender, receiver) = watch::channel(view(1));
         let stop = CancellationToken::new();
-        let writing = tokio::spawn(run(ledger.clone(), receiver, Blockers::default(), RETRY, stop.clone()));
+        let writing = tokio::spawn(follow(store, receiver, Blockers::default(), RETRY, stop.clone()));
         for index in 2..1000 {
             sender.send_replace(view(index));
-            tokio::task::yield_now().await;
+            tokio::time::sleep(PAUSE / 20).await;
         }
         stop.cancel();
         writing.await.unwrap();
         let last = ledger.load().unwrap().map(|view| view.revision.index);
         std::fs::remove_file(&path).unwrap();
         assert_eq!(last, Some(999));
+        // One at the beginning, one at the end, and one after each pause.
+        let most = 2 + begun.elapsed().as_millis() / PAUSE.as_millis();
+        assert!((1..=most).contains(&writes.load(Ordering::SeqCst).into()), "{writes:?} writes, at most {most}");
     }
 
     #[tokio::test]

@@ -199,9 +199,11 @@ fn start_ebpf(
         let (context, datapath, applied) = (context.clone(), datapath.clone(), applied.channel(Loop::Ebpf));
         let udp_idle = Duration::from_millis(context.env.settings.ports.udp_idle_ms);
         let tcp_idle = Duration::from_secs(context.env.settings.ebpf.tcp_idle_s);
+        let lost = network.lost.subscribe();
         context.supervisor.clone().keep(Loop::Ebpf.name(), move || {
             let channels = EbpfChannels {
                 view: context.view(),
+                lost: lost.clone(),
                 sandboxes: context.env.joined.clone(),
                 prepared: prepared_sender.clone(),
                 mtu: context.env.mtus.smallest.subscribe(),

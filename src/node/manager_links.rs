@@ -4,7 +4,7 @@
 use crate::manager::{ApplyOutcome, Forward};
 use crate::model::mesh::{DEFAULT_PORT, node_address};
 use crate::model::{NodeId, NodeView};
-use crate::raft::{Raft, Transport};
+use crate::raft::{Raft, Transport, is_snapshot};
 use crate::rpc::{ManagerLink, ManagerLinkConfig};
 use crate::store::{Store, StoreHandle};
 use crate::sync::lock;
@@ -50,7 +50,7 @@ impl ManagerLinks {
     }
 
     /// Greets the other managers, then lets raft send. Ends the links of managers that are members of raft no more.
-    pub(super) async fn run(&self) {
+    pub(super) async fn run(self: Arc<Self>) {
         let Some(connected) = self.connected.get() else { return };
         let mut status = connected.raft.status();
         let me = status.borrow().id;
@@ -82,7 +82,7 @@ impl ManagerLinks {
         let (node, address) = connected.address_of(raft_id)?;
         let raft = connected.raft.clone();
         let ended = Arc::new(move || raft.report_ended(raft_id));
-        let link = Arc::new(ManagerLink::start(connected.config.clone(), address, node, ended));
+        let link = Arc::new(ManagerLink::start(&connected.config, address, &node, ended));
         links.insert(raft_id, link.clone());
         Some(link)
     }
@@ -128,7 +128,11 @@ impl Transport for ManagerLinks {
         if self.greeted.load(Ordering::SeqCst)
             && let Some(link) = self.link(to)
         {
-            link.raft(message);
+            if is_snapshot(&message) {
+                link.snapshot(message);
+            } else {
+                link.raft(message);
+            }
         }
     }
 }

@@ -16,14 +16,14 @@ use super::manager_settings::manager_settings;
 use super::network::MeshNetwork;
 use super::raft_members;
 use super::recovery::RecoveryWindow;
-use super::supervisor::Blockers;
+use super::supervisor::{Blockers, Supervisor};
 use crate::acme::{AcmeWorker, AcmeWorkerConfig, DnsHook};
 use crate::clock::Clock;
 use crate::datapath::mesh::Mesh;
 use crate::datapath::sockets::HereSockets;
 use crate::datapath::{Sockets as _, Tunnel};
 use crate::manager::replica::{Replica, StartedReplica};
-use crate::manager::{self, ApplyOutcome, LeaderHealth, ManagerSettings, Proposer, SessionId, Sessions};
+use crate::manager::{self, ApplyOutcome, LeaderHealth, Leadership, ManagerSettings, Proposer, SessionId, Sessions};
 use crate::model::mesh::{DEFAULT_PORT, node_address};
 use crate::model::{NodeId, NodeView, Timestamp};
 use crate::protocol::{ToManager, ToNode};
@@ -39,8 +39,8 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 
 /// Time for another manager to take over before this one stops.
 const TRANSFER: Duration = Duration::from_secs(1);
@@ -132,6 +132,32 @@ impl PreparedManager {
     }
 }
 
+/// A log that is being opened: that may take long, or never end on a disk that does not answer.
+pub(super) struct OpeningManager(JoinHandle<anyhow::Result<PreparedManager>>);
+
+impl OpeningManager {
+    /// Opens the log on disk. Given up, it is closed as soon as it is open.
+    pub(super) fn start(env: &Arc<Environment>, raft_id: u64, listen: SocketAddr) -> Self {
+        let env = env.clone();
+        Self(tokio::spawn(async move { PreparedManager::open(&env, raft_id, listen, OpenLog::Existing).await }))
+    }
+
+    /// Waits until it is open, once; may be dropped and called again before.
+    ///
+    /// # Errors
+    /// As [`PreparedManager::open`].
+    pub(super) async fn opened(&mut self) -> anyhow::Result<PreparedManager> {
+        (&mut self.0).await?
+    }
+}
+
+/// The manager's part of a node that starts, as far as it is.
+pub(super) enum FirstManager {
+    Prepared(PreparedManager),
+    /// The node starts without it, and takes it once it is there.
+    Opening(OpeningManager),
+}
+
 /// Binds the listener for joins.
 pub(super) fn bind(listen: SocketAddr) -> anyhow::Result<TcpListener> {
     let socket = HereSockets.listen(listen).with_context(|| {
@@ -154,17 +180,18 @@ pub(super) struct ManagerServices {
     raft: watch::Sender<Option<Raft<ApplyOutcome>>>,
     /// Since when no leader is known.
     leaderless: watch::Sender<Option<Timestamp>>,
-    /// For the first start, if the member starts as a manager.
+    /// For the next start.
     prepared: Option<PreparedManager>,
+    opening: Option<OpeningManager>,
     running: Option<RunningManager>,
 }
 
 struct RunningManager {
     store: ManagerStore,
     /// The leader's loops.
-    loops: tokio::task::JoinHandle<()>,
-    stop: CancellationToken,
-    tasks: TaskTracker,
+    loops: JoinHandle<()>,
+    /// Of everything else.
+    supervisor: Supervisor,
 }
 
 impl ManagerServices {
@@ -174,8 +201,13 @@ impl ManagerServices {
         identity: watch::Receiver<Arc<Identity>>,
         network: &MeshNetwork,
         recovery: Arc<RecoveryWindow>,
-        prepared: Option<PreparedManager>,
+        first: Option<FirstManager>,
     ) -> Self {
+        let (prepared, opening) = match first {
+            Some(FirstManager::Prepared(prepared)) => (Some(prepared), None),
+            Some(FirstManager::Opening(opening)) => (None, Some(opening)),
+            None => (None, None),
+        };
         Self {
             env: env.clone(),
             membership,
@@ -188,6 +220,7 @@ impl ManagerServices {
             raft: watch::channel(None).0,
             leaderless: watch::channel(None).0,
             prepared,
+            opening,
             running: None,
         }
     }
@@ -214,34 +247,36 @@ impl ManagerServices {
 
     /// Starts the leader's loops and both listeners.
     fn start_services(&self, store: ManagerStore, listener: TcpListener) -> anyhow::Result<RunningManager> {
-        let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
+        let supervisor = Supervisor::new(self.env.blockers.clone(), Arc::default());
+        let stop = supervisor.stop.clone();
         let unless_started = stop.clone().drop_guard();
         let (env, membership) = (&self.env, self.membership.get());
         let me = &membership.node_id;
         let settings = ManagerSettings { vault: Some(env.vault(me)?), ..manager_settings(&env.settings) };
-        let leads = watch_leadership(&store.raft, &tasks, &stop, env.blockers.clone());
-        let acme_leads = leads.clone();
+        follow_raft(&store.raft, &supervisor, env.blockers.clone());
+        let leadership = watch_raft(&store.raft, &supervisor, |status| {
+            if status.is_leader { Leadership::Leads { lost_leader: status.lost_leader } } else { Leadership::Follows }
+        });
+        let leads = watch_raft(&store.raft, &supervisor, |status| status.is_leader);
         let (since, clock, watched, ended) = (self.leaderless.clone(), env.clock.clone(), store.raft.status(), stop.clone());
-        tasks.spawn(async move {
+        supervisor.once("leaderless", async move {
             let _ = ended.run_until_cancelled(watch_leaderless(watched, &*clock, &since)).await;
             since.send_replace(None);
         });
-        let loops = manager::start(store.store.clone(), leads, settings, env.clock.clone(), rand::random(), stop.clone());
-        tasks.spawn(manager_health::follow(loops.health, env.blockers.clone(), self.health.clone(), stop.clone()));
-        let acme = AcmeWorker::new(AcmeWorkerConfig {
+        let loops = manager::start(store.store.clone(), leadership, settings, env.clock.clone(), rand::random(), stop.clone());
+        let health = manager_health::follow(loops.health, env.blockers.clone(), self.health.clone(), stop.clone());
+        supervisor.once("leader's health", health);
+        let acme = AcmeWorkerConfig {
             store: store.store.clone(),
-            leads: acme_leads,
+            leads,
             applied: loops.applied.clone(),
             vault: env.vault(me)?,
             hook: Some(env.settings.acme.dns_hook.clone())
                 .filter(|path| !path.as_os_str().is_empty())
                 .map(|program| DnsHook { program }),
             clock: env.clock.clone(),
-        });
-        let ended = stop.clone();
-        tasks.spawn(async move {
-            let _ = ended.run_until_cancelled(acme.run()).await;
-        });
+        };
+        supervisor.keep_until_stopped("acme", move || AcmeWorker::new(acme.clone()).run());
         let admission = Admission::new(env, store.store.clone(), me.clone(), self.mesh.clone(), self.tunnel.clone());
         let issuer = CertificateIssuer::new(env, store.store.clone());
         let address = SocketAddr::new(IpAddr::V6(node_address(membership.subnet)), DEFAULT_PORT);
@@ -252,10 +287,8 @@ impl ManagerServices {
             env.clock.clone(),
             env.blockers.clone(),
         ));
-        let (judging, ended) = (greetings.clone(), stop.clone());
-        tasks.spawn(async move {
-            let _ = ended.run_until_cancelled(judging.run()).await;
-        });
+        let judging = greetings.clone();
+        supervisor.keep_until_stopped("incarnations", move || judging.clone().run());
         let links = ManagerLinkConfig {
             identity: self.identity.clone(),
             clock: env.clock.clone(),
@@ -267,16 +300,15 @@ impl ManagerServices {
             runtime: tokio::runtime::Handle::current(),
         };
         store.links.connect(links, self.peers.clone(), store.store.clone(), store.raft.clone());
-        let (links, ended) = (store.links.clone(), stop.clone());
-        tasks.spawn(async move {
-            let _ = ended.run_until_cancelled(links.run()).await;
-        });
+        let links = store.links.clone();
+        supervisor.keep_until_stopped("manager links", move || links.clone().run());
         let owner = KeyOwner { cluster: membership.cluster_id.clone(), node: me.clone() };
-        let (locking, ended) = (lock::follow(env.clone(), owner, store.store.clone(), store.raft.clone()), stop.clone());
-        tasks.spawn(async move {
-            let _ = ended.run_until_cancelled(locking).await;
+        let locking = (env.clone(), store.store.clone(), store.raft.clone());
+        supervisor.keep_until_stopped("encryption", move || {
+            let (env, store, raft) = locking.clone();
+            lock::follow(env, owner.clone(), store, raft)
         });
-        tasks.spawn(raft_members::run(store.raft.clone(), store.store.clone(), env.clock.clone(), stop.clone()));
+        raft_members::keep(&supervisor, store.raft.clone(), store.store.clone(), env.clock.clone());
         let managers =
             OtherManagers { raft: store.raft.clone(), proposer: store.proposer.clone(), links: store.links.clone(), greetings };
         let limits = ServerLimits { join: env.settings.timeouts.join(), ..ServerLimits::default() };
@@ -296,11 +328,15 @@ impl ManagerServices {
         )?;
         let keys = KeyAuthority { store: store.store.clone(), clock: env.clock.clone() };
         let server = Arc::new(server.with_keys(Arc::new(keys)));
-        let (outer, outer_stop) = (server.clone(), stop.clone());
-        tasks.spawn(async move { outer.serve(listener, ListenerKind::Outer, outer_stop).await });
-        tasks.spawn(serve_mesh(server, self.mesh.clone(), address, stop.clone()));
+        let (outer, listener, ended) = (server.clone(), Arc::new(listener), stop.clone());
+        supervisor.keep("joins", move || {
+            let (server, listener, ended) = (outer.clone(), listener.clone(), ended.clone());
+            async move { server.serve(listener, ListenerKind::Outer, ended).await }
+        });
+        let mesh = self.mesh.clone();
+        supervisor.keep("sessions", move || serve_mesh(server.clone(), mesh.clone(), address, stop.clone()));
         unless_started.disarm();
-        Ok(RunningManager { store, loops: loops.finished, stop, tasks })
+        Ok(RunningManager { store, loops: loops.finished, supervisor })
     }
 }
 
@@ -308,14 +344,30 @@ impl ManagerServices {
 impl ManagerPart for ManagerServices {
     type Handle = StoreHandle;
 
-    async fn start(&mut self) -> anyhow::Result<StoreHandle> {
-        let PreparedManager { store, listener } = if let Some(prepared) = self.prepared.take() {
-            prepared
+    async fn prepare(&mut self) -> anyhow::Result<()> {
+        if self.prepared.is_some() {
+            return Ok(());
+        }
+        let opening = if let Some(opening) = &mut self.opening {
+            opening
         } else {
             let membership = self.membership.get();
             let raft_id = membership.raft_id.context("this node has no raft id: it is no manager")?;
-            PreparedManager::open(&self.env, raft_id, membership.listen, OpenLog::Existing).await?
+            self.opening.insert(OpeningManager::start(&self.env, raft_id, membership.listen))
         };
+        let opened = opening.opened().await;
+        self.opening = None;
+        self.prepared = Some(opened?);
+        Ok(())
+    }
+
+    fn release(&mut self) {
+        (self.prepared, self.opening) = (None, None);
+    }
+
+    async fn start(&mut self) -> anyhow::Result<StoreHandle> {
+        self.prepare().await?;
+        let PreparedManager { store, listener } = self.prepared.take().context("its log is not open")?;
         let (handle, raft) = (store.store.clone(), store.raft.clone());
         self.running = Some(self.start_services(store, listener)?);
         self.raft.send_replace(Some(raft.clone()));
@@ -332,16 +384,16 @@ impl ManagerPart for ManagerServices {
                 Err(error) => format!("the leader's loops have ended: {error}"),
                 Ok(()) => "the leader's loops have ended".to_owned(),
             },
+            failure = running.supervisor.failed() => format!("a part of it has ended: {failure}"),
         }
     }
 
     async fn stop(&mut self) {
-        let Some(RunningManager { store, stop, tasks, .. }) = self.running.take() else { return };
+        let Some(RunningManager { store, supervisor, .. }) = self.running.take() else { return };
         self.raft.send_replace(None);
-        stop.cancel();
+        supervisor.stop.cancel();
         store.stop().await;
-        tasks.close();
-        tasks.wait().await;
+        supervisor.end().await;
     }
 }
 
@@ -379,35 +431,39 @@ async fn watch_leaderless(mut status: watch::Receiver<RaftStatus>, clock: &dyn C
     }
 }
 
-/// Whether this manager leads. What prevents raft from writing is among the blockers.
-fn watch_leadership(
+/// What a part of this manager follows of raft's status.
+fn watch_raft<T: PartialEq + Send + Sync + 'static>(
     raft: &Raft<ApplyOutcome>,
-    tasks: &TaskTracker,
-    stop: &CancellationToken,
-    blockers: Blockers,
-) -> watch::Receiver<bool> {
+    supervisor: &Supervisor,
+    of: impl Fn(&RaftStatus) -> T + Send + 'static,
+) -> watch::Receiver<T> {
     let mut status = raft.status();
-    let (sender, receiver) = watch::channel(status.borrow().is_leader);
-    let stop = stop.clone();
-    tasks.spawn(async move {
+    let (sender, receiver) = watch::channel(of(&status.borrow_and_update()));
+    let stop = supervisor.stop.clone();
+    supervisor.once("raft status", async move {
+        while let Some(Ok(())) = stop.run_until_cancelled(status.changed()).await {
+            replace_if_changed(&sender, of(&status.borrow_and_update()));
+        }
+    });
+    receiver
+}
+
+/// What prevents raft from writing is among the blockers.
+fn follow_raft(raft: &Raft<ApplyOutcome>, supervisor: &Supervisor, blockers: Blockers) {
+    let mut problem = watch_raft(raft, supervisor, |status| status.problem.clone());
+    supervisor.once("raft problem", async move {
         loop {
-            let (now, problem) = {
-                let status = status.borrow_and_update();
-                (status.is_leader, status.problem.clone())
-            };
-            replace_if_changed(&sender, now);
-            match problem {
+            let now = problem.borrow_and_update().clone();
+            match now {
                 Some(problem) => blockers.set("raft", problem),
                 None => blockers.clear("raft"),
             }
-            tokio::select! {
-                () = stop.cancelled() => break,
-                changed = status.changed() => if changed.is_err() { break },
+            if problem.changed().await.is_err() {
+                break;
             }
         }
         blockers.clear("raft");
     });
-    receiver
 }
 
 /// Passes what other managers send to raft and to the proposer.

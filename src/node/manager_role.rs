@@ -6,6 +6,7 @@ use crate::model::Role;
 use async_trait::async_trait;
 use std::time::Duration;
 use tokio::sync::watch;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 /// What a manager runs beyond a worker.
@@ -14,6 +15,11 @@ pub(super) trait ManagerPart: Send + 'static {
     /// What the rest of the node uses of the running part.
     type Handle: Clone + Send + Sync + 'static;
 
+    /// Acquires what the part needs and what may take long. Dropped at any time, and called again; then it goes on.
+    async fn prepare(&mut self) -> anyhow::Result<()>;
+    /// Gives up what was prepared.
+    fn release(&mut self);
+    /// Starts the part, which may not be prepared yet.
     async fn start(&mut self) -> anyhow::Result<Self::Handle>;
     /// Returns the reason when the running part has ended by itself; never while it is stopped.
     async fn ended(&mut self) -> String;
@@ -25,6 +31,8 @@ pub(super) trait ManagerPart: Send + 'static {
 pub(super) const NAME: &str = "manager";
 /// Pauses between attempts to start the part.
 const RETRY: Backoff = Backoff::new(Duration::from_millis(500), Duration::from_secs(30));
+/// A part that has run for so long had recovered from its failures before.
+const RAN_WELL: Duration = Duration::from_mins(1);
 
 /// Starts and stops a [`ManagerPart`] according to the node's role; one that cannot be started or has ended is tried again.
 pub(super) struct ManagerRole<P: ManagerPart> {
@@ -59,7 +67,8 @@ impl<P: ManagerPart> ManagerRole<P> {
                 self.handle.send_replace(None);
                 self.part.stop().await;
             }
-            (Role::Manager, true) | (Role::Worker, false) => {}
+            (Role::Worker, false) => self.part.release(),
+            (Role::Manager, true) => {}
         }
         Ok(())
     }
@@ -69,22 +78,33 @@ impl<P: ManagerPart> ManagerRole<P> {
         let mut failures = 0_u32;
         loop {
             let wanted = *role.borrow_and_update();
-            let mut failure = match self.apply(wanted).await {
-                Ok(()) => {
-                    self.blockers.clear(NAME);
-                    None
-                }
-                Err(error) => Some(format!("{error:#}")),
-            };
-            if failure.is_none() {
+            let prepares = wanted == Role::Manager && self.handle.borrow().is_none();
+            let prepared = if prepares {
                 tokio::select! {
                     () = stop.cancelled() => break,
-                    changed = role.changed() => if changed.is_err() { break },
-                    reason = self.part.ended() => failure = Some(reason),
+                    changed = role.changed() => if changed.is_err() { break } else { continue },
+                    prepared = self.part.prepare() => prepared,
                 }
-            }
-            let Some(reason) = failure else { continue };
-            failures = failures.saturating_add(1);
+            } else {
+                Ok(())
+            };
+            let applied = match prepared {
+                Ok(()) => self.apply(wanted).await,
+                Err(error) => Err(error),
+            };
+            let started = Instant::now();
+            let reason = match applied {
+                Ok(()) => {
+                    self.blockers.clear(NAME);
+                    tokio::select! {
+                        () = stop.cancelled() => break,
+                        changed = role.changed() => if changed.is_err() { break } else { continue },
+                        reason = self.part.ended() => reason,
+                    }
+                }
+                Err(error) => format!("{error:#}"),
+            };
+            failures = if started.elapsed() >= RAN_WELL { 1 } else { failures.saturating_add(1) };
             tracing::error!(reason, failures, "the manager part of this node does not run, it is tried again");
             self.blockers.set(NAME, reason);
             if self.handle.send_replace(None).is_some() {
@@ -104,6 +124,7 @@ impl<P: ManagerPart> ManagerRole<P> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::supervisor::Supervisor;
     use super::*;
     use std::sync::{Arc, Mutex};
 
@@ -116,11 +137,18 @@ mod tests {
         failing: u32,
         /// Ends the running part.
         end: Arc<tokio::sync::Notify>,
+        /// The disk answers.
+        opens: watch::Receiver<bool>,
     }
 
     #[async_trait]
     impl ManagerPart for FakePart {
         type Handle = u32;
+        async fn prepare(&mut self) -> anyhow::Result<()> {
+            let _ = self.opens.wait_for(|opens| *opens).await;
+            Ok(())
+        }
+        fn release(&mut self) {}
         async fn start(&mut self) -> anyhow::Result<u32> {
             anyhow::ensure!(!self.fails && self.failing == 0, "the port is in use{}", {
                 self.failing = self.failing.saturating_sub(1);
@@ -141,7 +169,15 @@ mod tests {
 
     fn part() -> (FakePart, Arc<Mutex<Vec<&'static str>>>) {
         let calls = Arc::default();
-        (FakePart { calls: Arc::clone(&calls), starts: 0, fails: false, failing: 0, end: Arc::default() }, calls)
+        let part = FakePart {
+            calls: Arc::clone(&calls),
+            starts: 0,
+            fails: false,
+            failing: 0,
+            end: Arc::default(),
+            opens: watch::channel(true).1,
+        };
+        (part, calls)
     }
 
     #[tokio::test]
@@ -191,6 +227,32 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_part_whose_disk_hangs_is_awaited_and_keeps_neither_a_demotion_nor_a_stop_waiting() {
+        let (part, calls) = part();
+        let (opens, is_open) = watch::channel(false);
+        let manager = ManagerRole::new(FakePart { opens: is_open, ..part }, Blockers::default());
+        let mut handle = manager.handle();
+        let (role, roles) = watch::channel(Role::Manager);
+        let stop = CancellationToken::new();
+        let following = tokio::spawn(manager.follow(roles, stop.clone()));
+        // Neither a promotion nor what comes after it takes hold before the disk answers.
+        role.send_replace(Role::Worker);
+        role.send_replace(Role::Manager);
+        tokio::task::yield_now().await;
+        assert_eq!(*handle.borrow_and_update(), None);
+        opens.send_replace(true);
+        handle.wait_for(|h| *h == Some(1)).await.expect("started with what was opened late");
+        role.send_replace(Role::Worker);
+        handle.wait_for(Option::is_none).await.expect("demoted");
+        opens.send_replace(false);
+        role.send_replace(Role::Manager);
+        tokio::task::yield_now().await;
+        stop.cancel();
+        following.await.expect("ends, although the disk hangs");
+        assert_eq!(*calls.lock().unwrap(), ["start", "stop"]);
+    }
+
+    #[tokio::test]
     async fn a_part_that_cannot_start_or_that_ends_is_named_and_tried_again() {
         let (part, calls) = part();
         let (end, blockers) = (part.end.clone(), Blockers::default());
@@ -212,5 +274,58 @@ mod tests {
         stop.cancel();
         following.await.expect("ends");
         assert_eq!(*calls.lock().unwrap(), ["start", "stop", "start", "stop"]);
+    }
+
+    /// Has a loop that cannot be started again alone, and that panics the first time.
+    struct SupervisedPart {
+        blockers: Blockers,
+        starts: u32,
+        running: Option<Supervisor>,
+    }
+
+    #[async_trait]
+    impl ManagerPart for SupervisedPart {
+        type Handle = u32;
+        async fn prepare(&mut self) -> anyhow::Result<()> {
+            Ok(())
+        }
+        fn release(&mut self) {}
+        async fn start(&mut self) -> anyhow::Result<u32> {
+            let supervisor = Supervisor::new(self.blockers.clone(), Arc::default());
+            self.starts += 1;
+            let (first, stop) = (self.starts == 1, supervisor.stop.clone());
+            supervisor.once("raft status", async move {
+                assert!(!first, "index out of bounds");
+                stop.cancelled().await;
+            });
+            self.running = Some(supervisor);
+            Ok(self.starts)
+        }
+        async fn ended(&mut self) -> String {
+            self.running.as_ref().expect("it runs").failed().await
+        }
+        async fn stop(&mut self) {
+            self.running.take().expect("it runs").end().await;
+        }
+    }
+
+    #[tokio::test]
+    async fn a_loop_that_panics_is_named_and_the_part_is_started_again() {
+        let blockers = Blockers::default();
+        let manager = ManagerRole::new(SupervisedPart { blockers: blockers.clone(), starts: 0, running: None }, blockers.clone());
+        let mut handle = manager.handle();
+        let (_role, roles) = watch::channel(Role::Manager);
+        let stop = CancellationToken::new();
+        let following = tokio::spawn(manager.follow(roles, stop.clone()));
+        let name = "raft status: it panicked: index out of bounds";
+        while blockers.now().get(NAME).is_none_or(|reason| reason != name) {
+            tokio::task::yield_now().await;
+        }
+        handle.wait_for(|h| *h == Some(2)).await.expect("started again");
+        while !blockers.now().is_empty() {
+            tokio::task::yield_now().await;
+        }
+        stop.cancel();
+        following.await.expect("ends");
     }
 }

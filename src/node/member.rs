@@ -11,7 +11,7 @@ use super::key_change::KeyChanger;
 use super::lifecycle::Leave;
 use super::logs::TaskLogs;
 use super::loops::{self, AppliedRevisions, LoopContext, RunningLoops};
-use super::manager_part::{ManagerServices, PreparedManager};
+use super::manager_part::{FirstManager, ManagerServices};
 use super::manager_role::ManagerRole;
 use super::membership_teardown;
 use super::membership_writer;
@@ -34,7 +34,7 @@ use crate::model::{NodeSpec, NodeView, Role, Timestamp};
 use crate::protocol::ToManager;
 use crate::raft::{Raft, RaftStatus};
 use crate::rpc::RenewalConfig;
-use crate::store::{Action, FieldUpdate, StoreHandle};
+use crate::store::{Action, FEATURE_LEVELS, FieldUpdate, StoreHandle};
 use crate::trust::Identity;
 use async_trait::async_trait;
 use std::net::IpAddr;
@@ -97,7 +97,7 @@ impl Member {
         membership: MembershipFile,
         identity: Identity,
         network: MeshNetwork,
-        manager: Option<PreparedManager>,
+        manager: Option<FirstManager>,
     ) -> anyhow::Result<Self> {
         let context = LoopContext::new(env, &membership.node_id, &network);
         // Ends what was started before a failure.
@@ -266,7 +266,12 @@ async fn start_engine_watch(
 ) -> EngineFacts {
     let (env, membership) = (&context.env, current.get());
     let first = match membership.description.clone() {
-        Some(known) => NodeDescription { ebpf_datapath: env.takes_ports.load(Ordering::Relaxed), ..known },
+        // Of the host as an earlier run knew it, and of this build.
+        Some(known) => NodeDescription {
+            ebpf_datapath: env.takes_ports.load(Ordering::Relaxed),
+            feature_levels: Some(FEATURE_LEVELS),
+            ..known
+        },
         None => env.description().await,
     };
     let down_after = Duration::from_millis(env.settings.timeouts.node_down_ms);

@@ -44,6 +44,7 @@ pub(super) fn view_of_managers(membership: &MembershipFile, key: WgKey) -> Optio
         ingress_addr: membership.ingress_addr,
         endpoints: Vec::new(),
         advertised: None,
+        addresses: Vec::new(),
         containers: Vec::new(),
         attached_tasks: None,
         ebpf: false,

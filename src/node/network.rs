@@ -16,6 +16,7 @@ use crate::model::{NodeId, NodeView, Revision};
 use crate::overlay::{Overlay, connection_reset};
 use crate::settings::{EbpfMode, TunnelMode};
 use anyhow::Context as _;
+use std::collections::BTreeSet;
 use std::net::Ipv6Addr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -36,6 +37,8 @@ pub(super) struct MeshNetwork {
     pub peers: watch::Sender<Option<Arc<NodeView>>>,
     applied: watch::Sender<Revision>,
     pub overlay_applied: watch::Receiver<Revision>,
+    /// Nodes that are down and do not answer here.
+    pub lost: watch::Sender<BTreeSet<NodeId>>,
     supervisor: Supervisor,
 }
 
@@ -85,6 +88,7 @@ impl MeshNetwork {
             peers: watch::channel(None).0,
             applied,
             overlay_applied,
+            lost: watch::channel(BTreeSet::new()).0,
             supervisor: env.supervisor(),
         })
     }
@@ -97,9 +101,10 @@ impl MeshNetwork {
         let (view, peers, ended) = (self.view.clone(), self.peers.clone(), stop.clone());
         self.supervisor.keep("managers", move || follow(view.subscribe(), peers.clone(), ended.clone()));
         let (view, joined, ended) = (self.view.clone(), env.joined.clone(), stop.clone());
-        let (node, namespace) = (me.clone(), mesh.clone());
+        let (node, namespace, lost) = (me.clone(), mesh.clone(), self.lost.clone());
         self.supervisor.keep("resets", move || {
-            connection_reset::run(node.clone(), namespace.clone(), view.subscribe(), joined.clone(), ended.clone())
+            let (view, lost) = (view.subscribe(), lost.clone());
+            connection_reset::run(node.clone(), namespace.clone(), view, joined.clone(), lost, ended.clone())
         });
         let (peers, applied, ended) = (self.peers.clone(), self.applied.clone(), stop.clone());
         let (node, namespace, tunnel) = (me.clone(), mesh.clone(), self.tunnel.clone());

@@ -34,7 +34,7 @@ impl Daemon {
         if let MembershipState::Active(member) = self.lifecycle.state() {
             member.pause().await;
         }
-        self.env.blockers.clear_all();
+        self.env.blockers.clear_membership();
         self.lifecycle.set(MembershipState::Pending { remotes: Vec::new(), error: String::new() });
         let (dir, now) = (self.env.state_dir.clone(), self.env.clock.now());
         let cipher: Arc<dyn LogCipher> = self.env.keyring.clone();

@@ -1,7 +1,9 @@
 //! The events of the eBPF datapath as the admin socket shows them: with the names of services and devices.
 
 use crate::admin::{DropEvent, DropLine, LostEvents};
-use crate::datapath::ebpf::{EbpfDatapath, HookSide, HostDevices, Refusal, RefusalWatch, Watched, hook_side, protocol_text};
+use crate::datapath::ebpf::{
+    Counter, EbpfDatapath, HookSide, HostDevices, Refusal, RefusalWatch, Watched, hook_side, protocol_text,
+};
 use crate::ingress::ebpf::{refusal_reason, service_names};
 use crate::model::{NodeView, Timestamp};
 use futures_util::StreamExt as _;
@@ -101,8 +103,9 @@ fn line(event: &Refusal, devices: &HostDevices, services: &BTreeMap<u32, String>
     let side = hook_side(event.hook);
     let action = match side {
         _ if event.reason.left_reason().is_some() => "left",
-        HookSide::Cgroup => "refused",
-        HookSide::Host | HookSide::Mesh => "dropped",
+        // A packet to a virtual address without a task is answered.
+        HookSide::Host | HookSide::Mesh if event.reason != Counter::VipEmpty => "dropped",
+        _ => "refused",
     };
     let device = match device_name(devices, side, event.device) {
         Some(name) => name.to_owned(),
@@ -132,7 +135,6 @@ fn timestamp(time: SystemTime) -> Timestamp {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::datapath::ebpf::Counter;
 
     #[test]
     fn a_line_names_device_service_and_what_was_done() {
@@ -162,6 +164,9 @@ mod tests {
         let of_container = Refusal { hook: "from_container", reason: Counter::DropForged, owner: 8, ..event.clone() };
         let shown = line(&of_container, &devices, &services);
         assert_eq!((shown.device.as_str(), shown.service.as_str(), shown.action.as_str()), ("v0a000105", "", "dropped"));
+
+        let refused = Refusal { reason: Counter::VipEmpty, ..of_container };
+        assert_eq!(line(&refused, &devices, &services).action, "refused");
 
         let call = Refusal { hook: "connect4", reason: Counter::VipEmpty, device: 0, source: "::".parse().unwrap(), ..event };
         let shown = line(&call, &devices, &services);

@@ -68,7 +68,7 @@ impl StatusSource for Daemon {
         Ok(serde_json::to_value(Daemon::state_copy(self)?)?)
     }
 
-    fn write_backup(&self) -> anyhow::Result<std::path::PathBuf> {
+    fn write_backup(&self) -> anyhow::Result<crate::admin::WrittenBackup> {
         Daemon::write_backup(self)
     }
 
@@ -153,7 +153,8 @@ async fn active(daemon: &Daemon, member: &Member, base: Status) -> Status {
         let feature_levels = store.as_ref().and_then(|s| s.node(&node.node_id)).map(|n| n.description.feature_levels());
         NodeSummary { feature_levels, ..node_line(node, *me == node.node_id, tunnel.peers.get(&key_in_use(node, &tunnel)), path) }
     });
-    let stale_since = stale_since(daemon, &session);
+    let node_down = Duration::from_millis(daemon.env.settings.timeouts.node_down_ms);
+    let stale_since = stale_since(&session, daemon.env.clock.now(), node_down);
     Status {
         state: if member.removed().is_some() { "error" } else { "active" }.to_owned(),
         error,
@@ -305,10 +306,10 @@ fn ports_text(ebpf: &crate::ingress::ebpf::EbpfStatus) -> String {
     }
 }
 
-/// Since when no manager has confirmed the node's view; `None` while there is a session, or it was lost only just.
-fn stale_since(daemon: &Daemon, session: &SessionState) -> Option<String> {
-    let limit = Duration::from_millis(daemon.env.settings.timeouts.node_down_ms);
-    let lost = session.leader.is_none() && daemon.env.clock.now().since(session.since) > limit;
+/// Since when no manager has confirmed the node's view; `None` while there is a session, or it was lost less than `node_down` ago:
+/// until then the managers have not replaced the node's tasks.
+fn stale_since(session: &SessionState, now: Timestamp, node_down: Duration) -> Option<String> {
+    let lost = session.leader.is_none() && now.since(session.since) > node_down;
     lost.then(|| session.since.to_rfc3339())
 }
 
@@ -332,6 +333,24 @@ mod tests {
         let node = |attached_tasks| Peer { containers: addresses.clone(), attached_tasks, ..fixture::peer(1) };
         assert_eq!(node_line(&node(Some(1)), true, None, None).containers, 1);
         assert_eq!(node_line(&node(None), true, None, None).containers, 3, "an older manager says no more than the addresses");
+    }
+
+    #[test]
+    fn a_view_is_stale_from_the_end_of_the_session_on_once_the_node_is_down() {
+        let (ended, node_down) = (Timestamp(1_795_000_000_000_000_000), Duration::from_secs(2));
+        let session = |leader| SessionState { leader, since: ended, ..SessionState::default() };
+        let stale = |leader: Option<SocketAddr>, after: Duration| stale_since(&session(leader), ended.plus(after), node_down);
+        for after in [Duration::ZERO, node_down] {
+            assert_eq!(stale(None, after), None, "{after:?}: it may be opened again");
+        }
+        let just_later = node_down + Duration::from_nanos(1);
+        for after in [just_later, Duration::from_hours(24)] {
+            assert_eq!(stale(None, after), Some("2026-11-18T11:06:40Z".to_owned()), "{after:?}");
+        }
+        let leader = Some("[fd00::1]:2377".parse().unwrap());
+        assert_eq!(stale(leader, Duration::from_hours(24)), None, "a session");
+        let set_back = stale_since(&session(None), Timestamp(0), node_down);
+        assert_eq!(set_back, None, "a clock that was set back");
     }
 
     #[test]

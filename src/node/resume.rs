@@ -4,7 +4,7 @@ use super::daemon::Daemon;
 use super::environment::Environment;
 use super::lifecycle::MembershipState;
 use super::locked_node::LockedNode;
-use super::manager_part::{OpenLog, PreparedManager};
+use super::manager_part::{FirstManager, OpeningManager};
 use super::manager_role;
 use super::member::Member;
 use super::membership_writer::view_of_managers;
@@ -15,6 +15,10 @@ use crate::manager::dispatcher::view_of;
 use crate::model::Role;
 use anyhow::Context as _;
 use std::sync::Arc;
+use std::time::Duration;
+
+/// Time for a manager's log to be opened before the node starts without it. A log of 50,000 tasks takes less.
+const OPEN: Duration = Duration::from_secs(5);
 
 /// Starts the membership on disk, if there is one: from the ledger, without any manager. What belongs to the manager part
 /// alone is left to be tried again beside the node.
@@ -29,7 +33,8 @@ pub(super) async fn resume(daemon: &Arc<Daemon>) -> anyhow::Result<()> {
     }
     let identity = env.certificates.load(Some(&membership.cluster_id))?.with_context(|| {
         format!(
-            "{} has a membership but no certificates: restore them from a backup, or run `skep leave --force` and join again",
+            "{} has a membership but no certificates: restore them from a backup; if other managers are up, run `skep leave --force` and join \
+             again instead",
             env.state_dir.path().display()
         )
     })?;
@@ -48,8 +53,8 @@ pub(super) async fn resume(daemon: &Arc<Daemon>) -> anyhow::Result<()> {
     };
     // A manager's store is newer than its ledger.
     let view = match &manager {
-        Some(manager) => view_of(&manager.store.store.read(), &membership.node_id).or(ledger),
-        None => ledger,
+        Some(FirstManager::Prepared(manager)) => view_of(&manager.store.store.read(), &membership.node_id).or(ledger),
+        Some(FirstManager::Opening(_)) | None => ledger,
     };
     let network = MeshNetwork::open(env, &membership.addresses()).await?;
     network.start_overlay(env, &membership.node_id, view);
@@ -70,18 +75,30 @@ fn is_locked(env: &Environment, membership: &MembershipFile) -> anyhow::Result<b
     Ok(false)
 }
 
-/// The manager's log and listener; `None` if they cannot be opened, which is tried again once the node runs.
-async fn prepare_manager(env: &Environment, membership: &MembershipFile) -> Option<PreparedManager> {
-    let prepared = match membership.raft_id {
-        Some(raft_id) => PreparedManager::open(env, raft_id, membership.listen, OpenLog::Existing).await,
-        None => Err(anyhow::anyhow!("this node is a manager and has no raft id")),
+/// The manager's log and listener. What is not open within [`OPEN`] is awaited beside the node: a disk that hangs keeps neither
+/// its network nor its tasks away. `None` if they cannot be opened, which is tried again once the node runs.
+async fn prepare_manager(env: &Arc<Environment>, membership: &MembershipFile) -> Option<FirstManager> {
+    let not_yet = |why: String| {
+        tracing::warn!(why, "the node starts without its manager part");
+        env.blockers.set(manager_role::NAME, why);
     };
-    if let Err(error) = &prepared {
-        let error = format!("{error:#}");
-        tracing::warn!(error, "the node starts without its manager part");
-        env.blockers.set(manager_role::NAME, error);
+    let Some(raft_id) = membership.raft_id else {
+        not_yet("this node is a manager and has no raft id".to_owned());
+        return None;
+    };
+    let mut opening = OpeningManager::start(env, raft_id, membership.listen);
+    match tokio::time::timeout(OPEN, opening.opened()).await {
+        Ok(Ok(prepared)) => Some(FirstManager::Prepared(prepared)),
+        Ok(Err(error)) => {
+            not_yet(format!("{error:#}"));
+            None
+        }
+        Err(_) => {
+            let (dir, seconds) = (env.state_dir.raft(), OPEN.as_secs());
+            not_yet(format!("the log in {} is not open after {seconds} s: is its disk slow, or does it hang?", dir.display()));
+            Some(FirstManager::Opening(opening))
+        }
     }
-    prepared.ok()
 }
 
 /// The membership with the addresses that its interfaces have now.

@@ -10,7 +10,7 @@ use super::lifecycle::{Lifecycle, MembershipState};
 use super::links::{CurrentLinks, CurrentSandboxes};
 use super::resume::resume;
 use super::state_dir::StateDir;
-use super::supervisor::Blockers;
+use super::supervisor::{Blockers, Supervisor};
 use crate::api::{Api, ApiTls, PlacementRules, serve_tls};
 use crate::backoff::Backoff;
 use crate::clock::SystemClock;
@@ -33,7 +33,6 @@ use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 
 /// Name of the API's socket in `skep.socket`.
 const DOCKER_SOCKET: &str = "docker.sock";
@@ -65,17 +64,17 @@ pub async fn run(settings: Settings, shutdown: CancellationToken) -> anyhow::Res
 
     // The driver first: an engine that starts without it waits many seconds per endpoint.
     let plugin = inherited_socket::listen(DRIVER_SOCKET, &env.settings.driver_socket())?;
-    let servers = TaskTracker::new();
-    servers.spawn(http::serve_unix(plugin, driver::router(driver), shutdown.clone()));
-    let ended = shutdown.clone();
+    let mut servers = env.daemon_supervisor();
+    servers.stop = shutdown.clone();
+    let router = driver::router(driver);
+    serve_on(&servers, "network driver", plugin, move |socket, stop| http::serve_unix(socket, router.clone(), stop));
 
     // What was left is not started again, whatever is on disk beside it.
-    let started = env.state_dir.is_left() || start_again(&daemon, 1).await;
-    let keeping = keep_membership(daemon.clone(), started);
-    servers.spawn(async move {
-        let _ = ended.run_until_cancelled(keeping).await;
-    });
-    serve(&daemon, &servers, &shutdown)?;
+    let mut started = env.state_dir.is_left() || start_again(&daemon, 1).await;
+    let kept = daemon.clone();
+    // After a panic the membership may be half started: it is started again.
+    servers.keep_until_stopped("start", move || keep_membership(kept.clone(), std::mem::take(&mut started)));
+    serve(&daemon, &servers)?;
 
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
     let (docker, admin) = (env.settings.docker_socket(), env.settings.admin_socket());
@@ -85,10 +84,9 @@ pub async fn run(settings: Settings, shutdown: CancellationToken) -> anyhow::Res
     if let MembershipState::Active(member) = daemon.lifecycle.state() {
         member.announce_restart();
     }
-    servers.close();
     let limit = Duration::from_millis(env.settings.timeouts.shutdown_ms);
     let _ = tokio::time::timeout(limit, async {
-        servers.wait().await;
+        servers.end().await;
         match daemon.lifecycle.state() {
             MembershipState::Active(member) => member.pause().await,
             MembershipState::Locked(node) => node.pause().await,
@@ -106,9 +104,11 @@ fn open(settings: Settings, state_dir: StateDir) -> anyhow::Result<(Arc<Daemon>,
     let links = Arc::new(CurrentLinks::default());
     let sandboxes = Arc::new(CurrentSandboxes::default());
     let clock = Arc::new(SystemClock);
-    let attachments = Arc::new(Attachments::open(state_dir.attachments(), clock.clone())?);
-    let driver = Driver::open(links.clone(), sandboxes.clone(), state_dir.endpoints(), mtus.device.subscribe())?;
+    let attachments = Arc::new(Attachments::new(state_dir.attachments(), clock.clone()));
+    let driver = Driver::new(links.clone(), sandboxes.clone(), state_dir.endpoints(), mtus.device.subscribe());
     let driver = Arc::new(driver.with_attachments(attachments.clone()));
+    // Before the engine asks. What cannot be read is named, and read again, when the membership starts.
+    let _ = driver.load().and_then(|()| attachments.load());
     let keyring = Arc::new(Keyring::new(&state_dir));
     let env = Arc::new(Environment {
         settings,
@@ -133,14 +133,17 @@ fn open(settings: Settings, state_dir: StateDir) -> anyhow::Result<(Arc<Daemon>,
 }
 
 /// Serves the admin socket and the Docker API.
-fn serve(daemon: &Arc<Daemon>, servers: &TaskTracker, shutdown: &CancellationToken) -> anyhow::Result<()> {
+fn serve(daemon: &Arc<Daemon>, servers: &Supervisor) -> anyhow::Result<()> {
     let settings = &daemon.env.settings;
+    let shutdown = &servers.stop;
     let admin = http::bind_unix(&settings.admin_socket())?;
-    servers.spawn(http::serve_unix(admin, crate::admin::router(daemon.clone()), shutdown.clone()));
+    let router = crate::admin::router(daemon.clone());
+    serve_on(servers, "admin socket", admin, move |socket, stop| http::serve_unix(socket, router.clone(), stop));
     let page = http::bind_unix(&dashboard_socket(&settings.run_dir))?;
     let sockets =
         DaemonSockets { admin: UnixClient::new(settings.admin_socket()), docker: UnixClient::new(settings.docker_socket()) };
-    servers.spawn(http::serve_unix(page, behind_route(sockets), shutdown.clone()));
+    let router = behind_route(sockets);
+    serve_on(servers, "dashboard", page, move |socket, stop| http::serve_unix(socket, router.clone(), stop));
     let control = Arc::new(DaemonControl(daemon.clone()));
     let api = Api::new(control, settings.engine_socket()?, daemon.env.clock.clone());
     let socket = inherited_socket::listen(DOCKER_SOCKET, &settings.docker_socket())?;
@@ -149,30 +152,48 @@ fn serve(daemon: &Arc<Daemon>, servers: &TaskTracker, shutdown: &CancellationTok
     }
     let tls = || ApiTls::read(&settings.api.tls_ca, &settings.api.tls_certificate, &settings.api.tls_key);
     if !settings.api.listen.is_empty() {
-        let (listener, connection) = (listen_tcp(&settings.api.listen)?, api.connection());
-        servers.spawn(serve_tls(listener, tls()?, connection, shutdown.clone()));
+        let (listener, tls, connection) = (listen_tcp(&settings.api.listen)?, tls()?, api.connection());
+        serve_on(servers, "API over TCP", listener, move |listener, stop| {
+            serve_tls(listener, tls.clone(), connection.clone(), stop)
+        });
     }
     if settings.access_point.enabled {
         let AccessPointSettings { strategy, overcommit, ref listen, .. } = settings.access_point;
         let access_point = api.access_point(PlacementRules { strategy, overcommit });
         if !listen.is_empty() {
-            servers.spawn(serve_tls(listen_tcp(listen)?, tls()?, access_point.connection(), shutdown.clone()));
+            let (listener, tls, connection) = (listen_tcp(listen)?, tls()?, access_point.connection());
+            serve_on(servers, "access point over TCP", listener, move |listener, stop| {
+                serve_tls(listener, tls.clone(), connection.clone(), stop)
+            });
         }
         let path = settings.access_point_socket();
         let socket = http::bind_unix(&path)?;
         if !settings.socket_group.is_empty() {
             http::give_to_group(&path, &settings.socket_group)?;
         }
-        let mut supervisor = daemon.env.supervisor();
-        (supervisor.stop, supervisor.tasks) = (shutdown.clone(), servers.clone());
-        supervisor.keep("access point", access_point.watcher(shutdown.clone()));
-        servers.spawn(access_point.serve(socket, shutdown.clone()));
+        servers.keep("access point", access_point.watcher(shutdown.clone()));
+        serve_on(servers, "access point's socket", socket, move |socket, stop| access_point.clone().serve(socket, stop));
     } else {
         // Of an earlier run.
         ignore_missing(std::fs::remove_file(settings.access_point_socket()))?;
     }
-    servers.spawn(api.serve(socket, shutdown.clone()));
+    servers.keep("events", api.event_follower(shutdown.clone()));
+    serve_on(servers, "Docker API", socket, move |socket, stop| api.clone().serve(socket, stop));
     Ok(())
+}
+
+/// Serves a socket until the daemon stops; again after a failure, on the same socket.
+fn serve_on<L, F>(
+    servers: &Supervisor,
+    name: &'static str,
+    listener: L,
+    serve: impl Fn(Arc<L>, CancellationToken) -> F + Send + 'static,
+) where
+    L: Send + Sync + 'static,
+    F: Future<Output = ()> + Send + 'static,
+{
+    let (listener, stop) = (Arc::new(listener), servers.stop.clone());
+    servers.keep(name, move || serve(listener.clone(), stop.clone()));
 }
 
 fn listen_tcp(setting: &str) -> anyhow::Result<TcpListener> {
@@ -182,7 +203,14 @@ fn listen_tcp(setting: &str) -> anyhow::Result<TcpListener> {
 
 /// Starts the membership on disk, and names what prevents that. Returns whether it runs, or there is none.
 async fn start_again(daemon: &Arc<Daemon>, attempt: u32) -> bool {
-    match resume(daemon).await {
+    let env = &daemon.env;
+    // Without them nothing is known of the links of containers: a node that went on would take those that run for none of its own.
+    let loaded = env.driver.load().and_then(|()| env.attachments.load());
+    let started = match loaded {
+        Ok(()) => resume(daemon).await,
+        Err(error) => Err(error),
+    };
+    match started {
         Ok(()) => {
             daemon.env.blockers.clear(NODE);
             true
@@ -214,11 +242,11 @@ async fn keep_membership(daemon: Arc<Daemon>, mut started: bool) {
         match daemon.lifecycle.state() {
             MembershipState::Active(member) => {
                 member.pause().await;
-                daemon.env.blockers.clear_all();
+                daemon.env.blockers.clear_membership();
             }
             MembershipState::Locked(node) => {
                 node.pause().await;
-                daemon.env.blockers.clear_all();
+                daemon.env.blockers.clear_membership();
             }
             MembershipState::Pending { .. } => {}
             // The user left meanwhile.

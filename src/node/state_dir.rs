@@ -144,7 +144,7 @@ const FILE: DocumentFile = DocumentFile {
     name: "the membership",
     format: 1,
     unknown_fields: UnknownFields::Refused,
-    if_damaged: "restore it from a backup, or run `skep leave --force` and join again",
+    if_damaged: "restore it from a backup; if other managers are up, run `skep leave --force` and join again instead",
 };
 
 /// What a cluster assigns to a node.

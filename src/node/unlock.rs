@@ -25,7 +25,7 @@ impl Daemon {
         })?;
         tracing::info!("this manager is unlocked");
         node.pause().await;
-        self.env.blockers.clear_all();
+        self.env.blockers.clear_membership();
         self.lifecycle.set(MembershipState::Pending { remotes: Vec::new(), error: String::new() });
         if let Err(error) = resume(self).await {
             self.lifecycle.set(MembershipState::Pending { remotes: Vec::new(), error: format!("{error:#}") });

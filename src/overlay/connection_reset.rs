@@ -1,23 +1,21 @@
-//! Resets connections to containers on failed nodes: their processes get an error at once and connect again, to a backend
-//! that lives, instead of waiting for an answer until TCP gives up.
-//!
-//! A node has failed if the managers declared it down and it does not answer here either, or if they removed it. Where only
-//! the daemon is gone, containers and tunnel still work, and so do their connections. A task that is stopped, moved or
-//! drained in order has not failed: its connections last until it ends, and its own kernel closes them.
+//! Resets connections to containers on lost nodes ([`DownNodes`]): their processes get an error at once and connect again, to a
+//! backend that lives, instead of waiting for an answer until TCP gives up. Publishes which nodes are lost.
 
+use super::down_nodes::{DownNodes, NodeQuestion, without_reused};
 use crate::datapath::mesh::Mesh;
 use crate::datapath::{Sandbox, netns, places, sockdiag};
 use crate::model::dual_stack::pair_of;
 use crate::model::view::{ClusterPart, Peer};
 use crate::model::{NodeId, NodeView};
-use crate::sync::sleep_until;
+use crate::sync::{replace_if_changed, sleep_until};
 use std::collections::BTreeSet;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::AsFd as _;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
+use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -27,73 +25,33 @@ const SECOND_RESET: Duration = Duration::from_millis(500);
 
 /// How long a node that was declared down may take to answer.
 const PROBE_TIMEOUT: Duration = Duration::from_millis(400);
+/// How long one that has answered may take the next time: its packets are sent again after 1 s.
+const NEXT_TIMEOUT: Duration = Duration::from_secs(3);
+/// From an answer to the next question.
+const NEXT_PROBE: Duration = Duration::from_secs(1);
 
-/// Addresses that failed with their nodes between two states of the cluster: those of containers, and the sources of
-/// ingress traffic. Nodes in `responding` have not failed. Pure.
-#[must_use]
-pub fn failed_addresses(
-    before: &ClusterPart,
-    now: &ClusterPart,
-    me: &NodeId,
-    responding: &BTreeSet<NodeId>,
-) -> BTreeSet<Ipv4Addr> {
-    let mut failed = BTreeSet::new();
-    let others = before.nodes.iter().filter(|node| node.node_id != *me && !node.down);
-    for node in others.filter(|node| !responding.contains(&node.node_id)) {
-        let after = now.node(&node.node_id);
-        if after.is_none_or(|after| after.down) {
-            failed.insert(node.ingress_addr);
-            // The managers may have removed the node's last tasks in the same revision.
-            failed.extend(node.containers.iter().chain(after.iter().flat_map(|after| &after.containers)));
-        }
-    }
-    without_reused(now, failed)
-}
-
-/// Nodes that the managers declared down between two states of the cluster, and their mesh addresses. Pure.
-fn declared_down(before: &ClusterPart, now: &ClusterPart, me: &NodeId) -> Vec<(NodeId, Ipv6Addr)> {
-    let was_up = |node: &&Peer| before.node(&node.node_id).is_some_and(|before| !before.down);
-    let down = now.nodes.iter().filter(|node| node.down && node.node_id != *me).filter(was_up);
-    down.map(|node| (node.node_id.clone(), node.address())).collect()
-}
-
-/// Which of these nodes answer through the tunnel; a refused connection is an answer.
-async fn responding(mesh: &Arc<Mesh>, own: Option<Ipv6Addr>, nodes: Vec<(NodeId, Ipv6Addr)>) -> BTreeSet<NodeId> {
-    let Some(own) = own else { return BTreeSet::new() };
-    let probe = |(node, address)| async move { mesh.answers(own, address, PROBE_TIMEOUT).await.then_some(node) };
-    futures_util::future::join_all(nodes.into_iter().map(probe)).await.into_iter().flatten().collect()
-}
-
-/// Without the addresses of nodes that are up: they came back, or were allocated to another task.
-fn without_reused(now: &ClusterPart, mut failed: BTreeSet<Ipv4Addr>) -> BTreeSet<Ipv4Addr> {
-    for node in now.nodes.iter().filter(|node| !node.down) {
-        for address in node.containers.iter().chain([&node.ingress_addr]) {
-            failed.remove(address);
-        }
-    }
-    failed
-}
-
-/// Follows the view until `shutdown`. The first view is only the base of the comparison: nodes that are down in it failed in
-/// an earlier run.
+/// Follows the view until `shutdown`.
 pub async fn run(
     me: NodeId,
     mesh: Arc<Mesh>,
     mut view: watch::Receiver<Option<Arc<NodeView>>>,
     sandboxes: watch::Receiver<Vec<Sandbox>>,
+    lost: watch::Sender<BTreeSet<NodeId>>,
     shutdown: CancellationToken,
 ) {
-    let mut resetter = Resetter { me, mesh, sandboxes, before: None, second: None };
+    let mut resetter =
+        Resetter { nodes: DownNodes::new(me.clone()), me, mesh, sandboxes, lost, second: None, questions: JoinSet::new() };
     loop {
         let now = view.borrow_and_update().clone();
         if let Some(now) = now {
-            resetter.follow(now).await;
+            resetter.follow(&now).await;
         }
         let due = resetter.second.as_ref().map(|(due, _)| *due);
         tokio::select! {
             () = shutdown.cancelled() => return,
             changed = view.changed() => if changed.is_err() { return },
             () = sleep_until(due) => resetter.reset_again().await,
+            Some(Ok((question, answers))) = resetter.questions.join_next() => resetter.answered(question, answers).await,
         }
     }
 }
@@ -102,30 +60,61 @@ struct Resetter {
     me: NodeId,
     mesh: Arc<Mesh>,
     sandboxes: watch::Receiver<Vec<Sandbox>>,
-    before: Option<Arc<NodeView>>,
+    nodes: DownNodes,
+    lost: watch::Sender<BTreeSet<NodeId>>,
     /// Addresses to reset once more, and when.
     second: Option<(Instant, BTreeSet<Ipv4Addr>)>,
+    /// Whether nodes that are down answer through the tunnel; a refused connection is an answer.
+    questions: JoinSet<(NodeQuestion, bool)>,
 }
 
 impl Resetter {
-    /// Resets the connections to what failed since the last view.
-    async fn follow(&mut self, now: Arc<NodeView>) {
-        if let Some(before) = self.before.replace(Arc::clone(&now)) {
-            let down = declared_down(&before.cluster, &now.cluster, &self.me);
-            let own = now.cluster.node(&self.me).map(Peer::address);
-            let responding = if down.is_empty() { BTreeSet::new() } else { responding(&self.mesh, own, down).await };
-            let failed = failed_addresses(&before.cluster, &now.cluster, &self.me, &responding);
-            if !failed.is_empty() {
-                self.reset(&now.cluster, failed.clone()).await;
-                // If another node failed shortly before, its addresses are reset once more together with these.
-                let earlier = self.second.take().map(|(_, failed)| failed).unwrap_or_default();
-                self.second = Some((Instant::now() + SECOND_RESET, failed.into_iter().chain(earlier).collect()));
-            }
+    /// Resets the connections to nodes that were removed, and asks those that have gone down.
+    async fn follow(&mut self, now: &Arc<NodeView>) {
+        if self.nodes.view().is_some_and(|before| Arc::ptr_eq(before, now)) {
+            return;
+        }
+        let change = self.nodes.follow(now);
+        self.fail(change.failed).await;
+        for question in change.ask {
+            self.ask(question, Duration::ZERO, PROBE_TIMEOUT);
         }
     }
 
+    fn ask(&mut self, question: NodeQuestion, pause: Duration, patience: Duration) {
+        let own = self.nodes.view().and_then(|view| view.cluster.node(&self.me)).map(Peer::address);
+        let mesh = self.mesh.clone();
+        self.questions.spawn(async move {
+            tokio::time::sleep(pause).await;
+            let Some(own) = own else { return (question, false) };
+            let answers = mesh.answers(own, question.address, patience).await;
+            (question, answers)
+        });
+    }
+
+    async fn answered(&mut self, question: NodeQuestion, answers: bool) {
+        if answers {
+            if let Some(again) = self.nodes.answers(question) {
+                self.ask(again, NEXT_PROBE, NEXT_TIMEOUT);
+            }
+        } else {
+            let failed = self.nodes.is_silent(&question);
+            self.fail(failed).await;
+        }
+    }
+
+    /// These addresses are lost.
+    async fn fail(&mut self, failed: BTreeSet<Ipv4Addr>) {
+        replace_if_changed(&self.lost, self.nodes.lost());
+        let Some(now) = self.nodes.view().filter(|_| !failed.is_empty()).cloned() else { return };
+        self.reset(&now.cluster, failed.clone()).await;
+        // If another node failed shortly before, its addresses are reset once more together with these.
+        let earlier = self.second.take().map(|(_, failed)| failed).unwrap_or_default();
+        self.second = Some((Instant::now() + SECOND_RESET, failed.into_iter().chain(earlier).collect()));
+    }
+
     async fn reset_again(&mut self) {
-        if let (Some((_, failed)), Some(view)) = (self.second.take(), &self.before) {
+        if let (Some((_, failed)), Some(view)) = (self.second.take(), self.nodes.view().cloned()) {
             self.reset(&view.cluster, without_reused(&view.cluster, failed)).await;
         }
     }
@@ -158,66 +147,5 @@ fn reset_in_namespace(path: &Path, failed: &BTreeSet<IpAddr>) {
             let namespace = path.display();
             tracing::warn!(%error, %namespace, "cannot reset connections to a failed node, they wait until TCP gives up");
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::model::fixture;
-
-    fn peer(n: u8, down: bool, containers: &[u8]) -> Peer {
-        Peer { down, containers: containers.iter().map(|c| [10, 0, 1, *c].into()).collect(), ..fixture::peer(n) }
-    }
-
-    fn failed(before: Vec<Peer>, now: Vec<Peer>) -> Vec<String> {
-        let (before, now) = (fixture::cluster_part(before), fixture::cluster_part(now));
-        failed_addresses(&before, &now, &"node1".into(), &BTreeSet::new()).iter().map(ToString::to_string).collect()
-    }
-
-    #[test]
-    fn a_node_that_responds_here_has_not_failed_although_it_was_declared_down() {
-        let (before, now) = (vec![peer(1, false, &[1]), peer(2, false, &[2])], vec![peer(1, false, &[1]), peer(2, true, &[2])]);
-        let (before, now) = (fixture::cluster_part(before), fixture::cluster_part(now));
-        assert_eq!(declared_down(&before, &now, &"node1".into()).len(), 1);
-        assert!(declared_down(&now, &now, &"node1".into()).is_empty());
-        assert!(!failed_addresses(&before, &now, &"node1".into(), &BTreeSet::new()).is_empty());
-        assert!(failed_addresses(&before, &now, &"node1".into(), &BTreeSet::from(["node2".into()])).is_empty());
-    }
-
-    #[test]
-    fn the_addresses_of_a_node_that_goes_down_fail_once() {
-        let (up, down) =
-            (vec![peer(1, false, &[1]), peer(2, false, &[2, 3])], vec![peer(1, false, &[1]), peer(2, true, &[2, 3])]);
-        assert_eq!(failed(up.clone(), down.clone()), ["10.0.0.3", "10.0.1.2", "10.0.1.3"]);
-        assert!(failed(down.clone(), down.clone()).is_empty());
-        assert!(failed(down, up.clone()).is_empty());
-        assert!(failed(up.clone(), up).is_empty());
-    }
-
-    #[test]
-    fn a_task_that_is_removed_in_order_has_not_failed() {
-        let up = |containers: &[u8]| vec![peer(1, false, &[1]), peer(2, false, containers)];
-        assert!(failed(up(&[2, 3]), up(&[])).is_empty(), "scaled down, drained, moved");
-    }
-
-    #[test]
-    fn a_removed_node_has_failed_and_so_have_the_tasks_removed_with_it() {
-        assert_eq!(failed(vec![peer(1, false, &[]), peer(2, false, &[2])], vec![peer(1, false, &[])]), ["10.0.0.3", "10.0.1.2"]);
-        assert_eq!(failed(vec![peer(2, false, &[2, 3])], vec![peer(2, true, &[3, 4])]).len(), 4);
-    }
-
-    #[test]
-    fn an_address_that_was_allocated_to_another_node_has_not_failed() {
-        let before = vec![peer(1, false, &[]), peer(2, false, &[2, 3]), peer(3, false, &[])];
-        assert_eq!(
-            failed(before, vec![peer(1, false, &[]), peer(2, true, &[3]), peer(3, false, &[2])]),
-            ["10.0.0.3", "10.0.1.3"]
-        );
-    }
-
-    #[test]
-    fn a_node_never_fails_in_its_own_view() {
-        assert!(failed(vec![peer(1, false, &[1])], vec![peer(1, true, &[1])]).is_empty());
     }
 }

@@ -71,29 +71,29 @@ pub struct PlacedEndpoint {
 }
 
 impl Driver {
-    /// With the endpoints that an earlier run wrote to `file`, which need not exist yet. `mtu` is the MTU in bytes of links
-    /// created from now on.
+    /// Of the endpoints in `file`, which is not read yet: [`Self::load`]. `mtu` is the MTU in bytes of links created from now on.
+    pub fn new(links: Arc<dyn Links>, sandboxes: Arc<dyn Sandboxes>, file: PathBuf, mtu: watch::Receiver<u32>) -> Self {
+        Self {
+            links,
+            mtu,
+            file: EndpointFile::new(file),
+            links_lock: Mutex::new(()),
+            sandboxes,
+            joined: watch::channel(Vec::new()).0,
+            attachments: None,
+            given: std::sync::Mutex::default(),
+        }
+    }
+
+    /// Reads the endpoints that an earlier run wrote, unless they were read. Until then every change of one is refused.
     ///
     /// # Errors
     /// The file is damaged, of another format or cannot be read.
-    pub fn open(
-        links: Arc<dyn Links>,
-        sandboxes: Arc<dyn Sandboxes>,
-        file: PathBuf,
-        mtu: watch::Receiver<u32>,
-    ) -> anyhow::Result<Self> {
-        let file = EndpointFile::open(file)?;
-        let (joined, _) = watch::channel(file.read(sandboxes_of));
-        Ok(Self {
-            links,
-            mtu,
-            file,
-            links_lock: Mutex::new(()),
-            sandboxes,
-            joined,
-            attachments: None,
-            given: std::sync::Mutex::default(),
-        })
+    pub fn load(&self) -> anyhow::Result<()> {
+        if self.file.load()? {
+            replace_if_changed(&self.joined, self.file.read(sandboxes_of));
+        }
+        Ok(())
     }
 
     /// Gives plain containers addresses from here.

@@ -29,8 +29,15 @@ pub fn peer_steps(
     attempts: &mut Attempts,
     now: Instant,
 ) -> Vec<TunnelStep> {
-    let others = cluster.nodes.iter().filter(|node| node.node_id != *me);
-    let mut wanted: BTreeMap<WgKey, &Peer> = others.flat_map(|node| node.keys().map(move |key| (key, node))).collect();
+    let mut wanted: BTreeMap<WgKey, &Peer> = BTreeMap::new();
+    for node in cluster.nodes.iter().filter(|node| node.node_id != *me) {
+        for key in node.keys() {
+            let owner = wanted.entry(key).or_insert(node);
+            if owns(node, owner, tunnel.peers.get(&key)) {
+                *owner = node;
+            }
+        }
+    }
     // The node's own keys are never peers, also if another entry carries one by mistake.
     for own in cluster.node(me).into_iter().flat_map(Peer::keys) {
         wanted.remove(&own);
@@ -63,6 +70,14 @@ pub fn peer_steps(
         }
     }
     steps
+}
+
+/// Whether a key is this node's rather than the other one's. The store refuses a key that another node has; one of before may have two
+/// nodes with one key. Then the key stays with the node that it is in use for: a node that joins must not get the packets of
+/// another one. Without that, with the one of the lower subnet, which mostly has joined first.
+fn owns(node: &Peer, other: &Peer, actual: Option<&TunnelPeerState>) -> bool {
+    let has = |node: &Peer| actual.is_some_and(|actual| actual.peer.allowed_ips.contains(&node.subnet.into()));
+    !has(other) && (has(node) || node.subnet < other.subnet)
 }
 
 /// The key that the packets of a node are encrypted for: the next one as soon as the node has shown that it uses it.

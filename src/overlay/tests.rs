@@ -502,3 +502,37 @@ fn a_next_key_is_a_peer_without_addresses_until_the_node_has_shown_that_it_uses_
     assert_eq!(steps[0], TunnelStep::Remove(peer(2).key), "first: it frees the addresses");
     assert!(matches!(&steps[1], TunnelStep::Set(key, set) if *key == next && set.allowed_ips == all), "{steps:?}");
 }
+
+#[test]
+fn a_key_that_two_nodes_have_stays_with_the_one_that_joined_first() {
+    // The ids say nothing of who was first; subnets are given from the lowest on.
+    for (first, second) in [("a", "z"), ("z", "a")] {
+        let shared = WgKey([7; 32]);
+        let older = Peer { node_id: first.into(), key: shared, ..peer(2) };
+        let newer = Peer { node_id: second.into(), key: shared, ..peer(3) };
+        let set = |nodes: [&Peer; 2], tunnel: &TunnelState| {
+            let nodes = [&peer(1)].into_iter().chain(nodes).cloned().collect();
+            let steps = peer_steps(&fixture::cluster_part(nodes), &me(), tunnel, &mut Attempts::default(), Instant::now());
+            let mut set = steps.into_iter().filter_map(|step| match step {
+                TunnelStep::Set(key, peer) if key == shared => Some(peer.allowed_ips),
+                _ => None,
+            });
+            set.next()
+        };
+        let case = format!("{first} joined before {second}");
+        let allowed = set([&older, &newer], &TunnelState::default()).expect("it is a peer");
+        assert!(allowed.contains(&IpNet::from(older.subnet)), "{case}: {allowed:?}");
+        // Also if the one that joined later has got a lower subnet, of a node that was removed: the key is in use for the other one.
+        let (older, newer) = (Peer { subnet: newer.subnet, ..older.clone() }, Peer { subnet: older.subnet, ..newer });
+        let allowed_ips = older.allowed_ips(mesh(), &[]);
+        let endpoint = older.endpoints.first().copied();
+        let state = TunnelPeerState {
+            peer: TunnelPeer { endpoint, allowed_ips, keepalive: Some(KEEPALIVE) },
+            handshake_age: Some(Duration::from_secs(1)),
+            rx_bytes: 1,
+            tx_bytes: 1,
+        };
+        let tunnel = TunnelState { peers: [(shared, state)].into(), ..TunnelState::default() };
+        assert_eq!(set([&older, &newer], &tunnel), None, "{case}");
+    }
+}

@@ -130,6 +130,9 @@ pub struct RaftStatus {
     pub leader: Option<u64>,
     /// This manager leads *and* has applied everything that earlier leaders committed.
     pub is_leader: bool,
+    /// The leader whose place this one took without being asked to, and that it has not heard since: its process has ended, its machine
+    /// is down, or it is cut off.
+    pub lost_leader: Option<u64>,
     /// Index of the last entry that this manager applied.
     pub applied: u64,
     /// Index and term of the last entry of its log, committed or not.
@@ -138,6 +141,9 @@ pub struct RaftStatus {
     pub voters: Vec<u64>,
     /// Raft ids of the learners, sorted.
     pub learners: Vec<u64>,
+    /// Voters that were heard within the longest election timeout, this manager included, sorted: of the leader, they are the majority
+    /// that it writes with.
+    pub heard: Vec<u64>,
     /// Learners that may become voters, sorted; known to the leader only.
     pub caught_up: Vec<u64>,
     /// More than half of the voters, this one included, were heard a moment ago: without a leader one is about to be elected.

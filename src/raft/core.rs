@@ -8,7 +8,7 @@ use super::log::{Log, LogBatch};
 use super::logger::logger;
 use protobuf::Message as _;
 use raft::eraftpb::{ConfChangeSingle, ConfChangeType, ConfChangeV2, ConfState, Entry, EntryType, HardState, Message};
-use raft::eraftpb::{Snapshot, SnapshotMetadata};
+use raft::eraftpb::{MessageType, Snapshot, SnapshotMetadata};
 use raft::{ProgressState, RawNode, SnapshotStatus, StateRole};
 use std::collections::BTreeMap;
 
@@ -92,6 +92,10 @@ pub struct Core {
     election_ticks: (usize, usize),
     /// The last leader that was known.
     last_leader: u64,
+    /// The leader that asked this manager to lead in its place.
+    asked_by: Option<u64>,
+    /// See [`RaftStatus::lost_leader`].
+    lost_leader: Option<u64>,
     /// Ticks since the leader's end was reported, while no other leader is known.
     ended: Option<usize>,
     configured_snapshot_every: u64,
@@ -118,6 +122,15 @@ pub struct Core {
     silence: BTreeMap<u64, usize>,
     /// A commit index that is not on the disk, with its term and vote, which are; and the ticks since.
     unsaved: Option<(HardState, usize)>,
+}
+
+/// Whether a message for another manager carries a snapshot: the whole state, which takes long to send, while raft's other messages
+/// must arrive within an election timeout.
+#[must_use]
+pub fn is_snapshot(message: &[u8]) -> bool {
+    // Field 1, the type, comes first.
+    let kind = MessageType::MsgSnapshot as u8;
+    message.starts_with(&[1 << 3, kind])
 }
 
 impl Core {
@@ -153,6 +166,8 @@ impl Core {
             id: config.id,
             election_ticks: config.election_ticks,
             last_leader: 0,
+            asked_by: None,
+            lost_leader: None,
             ended: None,
             configured_snapshot_every: config.snapshot_every.max(1),
             snapshot_every: config.snapshot_every.max(1),
@@ -197,7 +212,10 @@ impl Core {
                     self.campaign_in_turn();
                     self.save_old_commit(&mut effects);
                 }
-                Event::Message(bytes) => self.step(&bytes)?,
+                Event::Message(bytes) => {
+                    self.step(&bytes)?;
+                    self.answer_dropped(&mut effects);
+                }
                 Event::Propose { ticket, data } => self.propose(ticket, data, &mut effects),
                 Event::Change { ticket, change } => self.change(ticket, change, &mut effects),
                 Event::TransferLeadership => self.transfer_leadership(),
@@ -269,10 +287,12 @@ impl Core {
             term: raft.term,
             leader: self.leader(),
             is_leader: raft.state == StateRole::Leader && raft.apply_to_current_term(),
+            lost_leader: self.lost_leader.filter(|_| raft.state == StateRole::Leader),
             applied: self.applied,
             last: (raft.raft_log.last_index(), raft.raft_log.last_term()),
             voters: sorted(self.members.get_voters()),
             learners: sorted(self.members.get_learners()),
+            heard: sorted(&self.heard()),
             caught_up: self.caught_up(),
             hears_majority: self.hears_majority(),
             problem: None,
@@ -308,9 +328,13 @@ impl Core {
 
     /// Whether enough voters were heard within the longest election timeout that an election can succeed.
     fn hears_majority(&self) -> bool {
-        let voters = self.members.get_voters();
-        let heard = |id: &&u64| **id == self.id || self.silence.get(id).is_some_and(|ticks| *ticks <= self.election_ticks.1);
-        voters.iter().filter(heard).count() > voters.len() / 2
+        self.heard().len() > self.members.get_voters().len() / 2
+    }
+
+    /// Voters that were heard within the longest election timeout, and this one.
+    fn heard(&self) -> Vec<u64> {
+        let heard = |id: &u64| *id == self.id || self.silence.get(id).is_some_and(|ticks| *ticks <= self.election_ticks.1);
+        self.members.get_voters().iter().copied().filter(heard).collect()
     }
 
     /// Each call asks the next voter, the one with the longest log first: one that has just been added may not know yet that it is
@@ -364,6 +388,10 @@ impl Core {
         }
         let from = message.from;
         self.silence.insert(from, 0);
+        self.lost_leader.take_if(|lost| *lost == from);
+        if message.get_msg_type() == MessageType::MsgTimeoutNow {
+            self.asked_by = Some(from);
+        }
         if let Err(error) = self.raw.step(message) {
             tracing::debug!(from, %error, "a raft message is ignored");
         }
@@ -408,13 +436,17 @@ impl Core {
         match result {
             Ok(()) => {
                 let raft = &self.raw.raft;
-                // One of an earlier term, whose entry another leader has dropped from this log: another manager may still have it.
-                if let Some((_, earlier)) = self.waiting.insert(raft.raft_log.last_index(), (raft.term, ticket)) {
-                    effects.push(Effect::Refuse { ticket: earlier, error: RaftError::TimedOut });
-                }
+                self.waiting.insert(raft.raft_log.last_index(), (raft.term, ticket));
             }
             Err(error) => effects.push(Effect::Refuse { ticket, error }),
         }
+    }
+
+    /// Answers the proposals whose entries another leader has dropped from this log: in a quiet cluster no entry would ever come to their
+    /// place, and who proposed would wait for as long as it can. Another manager may still have them, and write them.
+    fn answer_dropped(&mut self, effects: &mut Vec<Effect>) {
+        let dropped = self.waiting.split_off(&(self.raw.raft.raft_log.last_index() + 1));
+        effects.extend(dropped.into_values().map(|(_, ticket)| Effect::Refuse { ticket, error: RaftError::TimedOut }));
     }
 
     /// Turns everything that raft has ready into effects.
@@ -424,10 +456,13 @@ impl Core {
             send(ready.take_messages(), effects)?;
             let snapshot = Some(ready.snapshot()).filter(|s| !s.is_empty()).cloned();
             let hard_state = ready.hs().cloned();
+            if let Some(snapshot) = &snapshot {
+                // Before it takes the place of the log: a manager that cannot read it keeps what it has.
+                self.restored(snapshot, effects);
+            }
             if ready.must_sync() {
                 let reset = snapshot.is_some();
-                let batch =
-                    LogBatch { reset, snapshot: snapshot.clone(), compacted: None, entries: ready.take_entries(), hard_state };
+                let batch = LogBatch { reset, snapshot, compacted: None, entries: ready.take_entries(), hard_state };
                 self.persist(batch, effects);
             } else if let Some(hard_state) = hard_state {
                 // Raft finds the commit index again: it is written with the next entries, which saves half of all writes to the disk.
@@ -436,9 +471,6 @@ impl Core {
             }
             if ready.committed_entries().iter().any(|e| e.get_entry_type() != EntryType::EntryNormal) {
                 self.save_commit(effects);
-            }
-            if let Some(snapshot) = snapshot {
-                self.restored(&snapshot, effects);
             }
             send(ready.take_persisted_messages(), effects)?;
             self.apply(ready.take_committed_entries(), effects)?;
@@ -593,13 +625,25 @@ impl Core {
         }
     }
 
+    fn note_leader(&mut self) {
+        let leader = self.raw.raft.leader_id;
+        if leader == 0 {
+            return;
+        }
+        let asked_by = self.asked_by.take();
+        if leader == self.last_leader {
+            return;
+        }
+        let before = std::mem::replace(&mut self.last_leader, leader);
+        let asked = asked_by == Some(before);
+        self.lost_leader = Some(before).filter(|before| *before != 0 && leader == self.id && !asked);
+    }
+
     /// Sets the election timeout, which raft otherwise draws: the voters' timeouts are some ticks apart, so that no two of them stand
     /// for election at once and split the votes. The first is one tick after the time in which a voter refuses because it has heard of
     /// the leader.
     fn set_timeout(&mut self) {
-        if self.raw.raft.leader_id != 0 {
-            self.last_leader = self.raw.raft.leader_id;
-        }
+        self.note_leader();
         let (low, high) = self.election_ticks;
         let longest = (high - low).saturating_sub(1);
         let step = (longest.saturating_sub(1) / self.members.get_voters().len().max(1)).clamp(1, TURN);

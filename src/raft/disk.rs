@@ -2,14 +2,18 @@
 //! transaction and durable when it returns. Entries and snapshot are encrypted if the file names a key; term, vote and indexes never
 //! are. Blocks; does not know what is in the entries.
 
+mod file;
+
 use super::check;
 use super::config::{LogCipher, NoCipher};
 use super::log::{Log, LogBatch};
 use crate::durable::ignore_missing;
+use file::{LogFile, SyncFailed};
 use protobuf::Message as _;
 use raft::eraftpb::{Entry, HardState, Snapshot};
 use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
 use std::cell::Cell;
+use std::fs::File;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -81,7 +85,7 @@ pub enum DiskError {
         doing: &'static str,
         why: String,
     },
-    /// A write failed, and not for lack of space: the kernel may have dropped what was written before, so nothing that
+    /// An `fsync` failed, or a write not for lack of space: the kernel may have dropped what was written before, so nothing that
     /// follows can be trusted.
     #[error(
         "{} cannot be written ({why}), and what was written before may be lost: this manager takes part no longer; replace the \
@@ -145,6 +149,15 @@ impl Disk {
     /// # Errors
     /// See [`DiskError`]; no content of the file causes a panic.
     pub(super) fn open_any(dir: &Path, cipher: &Arc<dyn LogCipher>) -> Result<(Self, Log, u64), DiskError> {
+        Self::open_with(dir, cipher, LogFile::open)
+    }
+
+    /// `open` opens the file below the database.
+    fn open_with(
+        dir: &Path,
+        cipher: &Arc<dyn LogCipher>,
+        open: impl FnOnce(&Path) -> Result<LogFile, redb::DatabaseError>,
+    ) -> Result<(Self, Log, u64), DiskError> {
         let path = dir.join(FILE);
         match path.try_exists() {
             Ok(true) => {}
@@ -153,7 +166,7 @@ impl Disk {
         }
         // redb returns an error for damage where it checks for it; elsewhere it may panic.
         let opened = catch_unwind(AssertUnwindSafe(|| {
-            let database = builder().open(&path).map_err(|e| open_error(&path, e))?;
+            let database = open(&path).and_then(|file| builder().create_with_backend(file)).map_err(|e| open_error(&path, e))?;
             let mut disk = Self { path: path.clone(), database, last: Cell::new(0), cipher: cipher.clone(), key: None };
             let (log, id) = disk.load()?;
             disk.last.set(log.last());
@@ -195,8 +208,8 @@ impl Disk {
         // The log contains the cluster's secrets: only root may read it.
         let mut options = std::fs::OpenOptions::new();
         std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
-        options.write(true).create_new(true).open(new).map_err(|e| io(&e))?;
-        let database = builder().create(new).map_err(|e| io(&e))?;
+        let file = options.read(true).write(true).create_new(true).open(new).map_err(|e| io(&e))?;
+        let database = LogFile::of(file).and_then(|file| builder().create_with_backend(file)).map_err(|e| io(&e))?;
         let disk = Self { path: new.to_owned(), database, last: Cell::new(0), cipher: cipher.clone(), key: cipher.key() };
         disk.transact(|transaction| {
             let mut meta = transaction.open_table(META)?;
@@ -245,13 +258,23 @@ impl Disk {
     /// # Errors
     /// [`SealAgainError`] tells whether this log may be written on.
     pub fn seal_again(&mut self, dir: &Path) -> Result<(), SealAgainError> {
+        self.seal_again_with(dir, File::sync_all)
+    }
+
+    /// `sync` makes the names in the folder durable.
+    fn seal_again_with(&mut self, dir: &Path, sync: impl FnOnce(&File) -> std::io::Result<()>) -> Result<(), SealAgainError> {
         if !self.has_old_key() {
             return Self::remove_leftover(dir).map_err(SealAgainError::Unchanged);
         }
         let cipher = self.cipher.clone();
+        // Opened before anything changes: a lack of descriptors leaves the log as it is.
+        let folder = open_dir(dir).map_err(SealAgainError::Unchanged)?;
         let written = self.load().and_then(|(log, id)| Self::replace(dir, id, &log, &cipher).map(|()| id));
         let id = written.map_err(SealAgainError::Unchanged)?;
-        let opened = sync(dir).and_then(|()| Self::open_sealed(dir, id, &cipher));
+        // Not tried again, for lack of space neither: the kernel need not report it twice, and after a power cut the file of before may be
+        // back, without what is acknowledged from here on.
+        let synced = sync(&folder).map_err(|e| DiskError::Broken { path: dir.join(FILE), why: e.to_string() });
+        let opened = synced.and_then(|()| Self::open_sealed(dir, id, &cipher));
         *self = opened.map_err(SealAgainError::Replaced)?.0;
         Ok(())
     }
@@ -429,6 +452,8 @@ fn open_error(path: &Path, error: redb::DatabaseError) -> DiskError {
             std::io::ErrorKind::InvalidData | std::io::ErrorKind::UnexpectedEof | std::io::ErrorKind::InvalidInput => {
                 DiskError::Damaged { path, why: e.to_string() }
             }
+            // The database writes at its opening too.
+            _ if SyncFailed::is_cause_of(&e) => DiskError::Broken { path, why: e.to_string() },
             _ => DiskError::Io { path, doing: "opened", why: e.to_string() },
         },
         other => DiskError::Damaged { path, why: other.to_string() },
@@ -445,8 +470,12 @@ fn io_error(path: PathBuf, doing: &'static str, error: &std::io::Error) -> DiskE
 
 /// Makes the names in the folder durable.
 fn sync(dir: &Path) -> Result<(), DiskError> {
-    let synced = std::fs::File::open(dir).and_then(|dir| dir.sync_all());
-    synced.map_err(|e| DiskError::Io { path: dir.join(FILE), doing: "written", why: e.to_string() })
+    let failed = |e: std::io::Error| DiskError::Io { path: dir.join(FILE), doing: "written", why: e.to_string() };
+    open_dir(dir)?.sync_all().map_err(failed)
+}
+
+fn open_dir(dir: &Path) -> Result<File, DiskError> {
+    File::open(dir).map_err(|e| DiskError::Io { path: dir.to_owned(), doing: "opened", why: e.to_string() })
 }
 
 fn create_dir(dir: &Path) -> std::io::Result<()> {

@@ -263,7 +263,7 @@ impl<S: StateMachine> Shell<S> {
         snapshots: &mut SnapshotThread,
         effects: Vec<Effect>,
     ) -> Result<(), LogSessionEnd> {
-        let mut outcomes = Vec::new();
+        let (mut outcomes, mut is_restored) = (Vec::new(), false);
         for effect in effects {
             if !matches!(effect, Effect::Apply { .. }) {
                 self.publish_applied(&mut outcomes);
@@ -276,7 +276,8 @@ impl<S: StateMachine> Shell<S> {
                     restored
                         .with_context(|| format!("the snapshot of entry {index} cannot be read"))
                         .map_err(LogSessionEnd::Fatal)?;
-                    self.machine.publish();
+                    // Published once it is durable.
+                    is_restored = true;
                 }
                 Effect::Apply { index, data, ticket } => match self.machine.apply(index, &data) {
                     Ok(outcome) => outcomes.push((ticket.and_then(|t| self.waiting.remove(&t)), index, outcome)),
@@ -297,6 +298,9 @@ impl<S: StateMachine> Shell<S> {
                 }
                 Effect::Snapshot { index } => snapshots.start(index, self.machine.later_snapshot())?,
             }
+        }
+        if is_restored {
+            self.machine.publish();
         }
         self.publish_applied(&mut outcomes);
         core.set_snapshot_every(self.machine.snapshot_every());

@@ -6,9 +6,10 @@ use super::logs::LogLink;
 use super::tls;
 use crate::accept::keep_alive;
 use crate::model::NodeId;
-use crate::splice::splice;
+use crate::splice::{WatchedStream, splice};
 use anyhow::{Context as _, bail, ensure};
 use std::net::SocketAddr;
+use std::os::fd::AsFd as _;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -78,7 +79,7 @@ pub(super) async fn serve(
         }
     };
     tokio::select! {
-        () = splice(stream, api) => Ok(()),
+        () = splice(WatchedStream::new(stream, |stream| stream.get_ref().0.as_fd()), api) => Ok(()),
         () = stays => bail!("cut off: it is not a manager any more, or this node's certificate has expired"),
     }
 }

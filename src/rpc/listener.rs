@@ -14,7 +14,7 @@ use super::membership;
 use super::renewal::{CertificateAuthority, CertificateHolder, server as renewal};
 use super::session::{SessionServer, server as session};
 use super::tls::{self, ServerTls};
-use crate::accept::{self, ConnectionLimiter, Permit, Refusals, accept_each};
+use crate::accept::{self, ConnectionLimiter, Listener, Permit, Refusals, accept_each};
 use crate::clock::{self, Clock};
 use crate::model::Role;
 use crate::protocol::shared_documents::SharedDocuments;
@@ -23,7 +23,7 @@ use crate::trust::{Identity, NodeName, Validity};
 use anyhow::Context as _;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
@@ -134,7 +134,12 @@ impl Server {
     }
 
     /// Serves a listener until shut down; then it revokes open joins, closes sessions, and returns once all are closed.
-    pub async fn serve(&self, listener: TcpListener, kind: ListenerKind, shutdown: CancellationToken) {
+    pub async fn serve(
+        &self,
+        listener: impl Listener<Stream = TcpStream, From = SocketAddr>,
+        kind: ListenerKind,
+        shutdown: CancellationToken,
+    ) {
         let connections = tokio_util::task::TaskTracker::new();
         accept_each(listener, SERVER, &shutdown, |stream, from| {
             let (context, shutdown) = (self.context.clone(), shutdown.clone());

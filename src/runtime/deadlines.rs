@@ -11,8 +11,6 @@ use tokio::time::Instant;
 pub const INSPECT: Duration = Deadlines::DEFAULT.inspect;
 /// Of a call that lists objects, and of all inspections that follow one.
 pub const LIST: Duration = Deadlines::DEFAULT.list;
-/// Of a pull without progress.
-pub const PULL_IDLE: Duration = Duration::from_mins(2);
 /// Of a call that changes a network.
 pub const NETWORK: Duration = Duration::from_mins(2);
 /// Inspections at the same time.
@@ -31,13 +29,23 @@ pub async fn within<T>(
     tokio::time::timeout(limit, call).await.unwrap_or_else(late)
 }
 
+/// The next sign of a pull's progress; an error if it takes longer. A pull may take hours as long as it makes progress, and must not keep its
+/// permit from others when it does not.
+///
+/// # Errors
+/// [`EngineError::Refused`]: the task is tried elsewhere, or again.
+pub async fn progress_within<T>(idle: Duration, next: impl Future<Output = T> + Send) -> Result<T, EngineError> {
+    let stalled = |_| EngineError::Refused(format!("the pull made no progress for {} s", idle.as_secs()));
+    tokio::time::timeout(idle, next).await.map_err(stalled)
+}
+
 /// Each of [`Engine::containers`], inspected: on older engines the list itself has neither exit codes nor health. One whose
 /// inspection is not answered in time is [`ContainerState::Unknown`](super::ContainerState::Unknown).
 ///
 /// # Errors
 /// The engine does not answer, or does not list its containers in time.
 pub async fn list(engine: &dyn Engine, me: &NodeId) -> Result<Vec<Container>, EngineError> {
-    let Deadlines { inspect, list } = engine.deadlines();
+    let Deadlines { inspect, list, .. } = engine.deadlines();
     let listed = within(list, "list the containers", engine.containers(me)).await?;
     let end = Instant::now() + list;
     let inspections = futures_util::stream::iter(listed).map(|listed| async move {

@@ -1,9 +1,9 @@
 //! The Docker Engine through bollard. The API version is negotiated at first use and again whenever the engine did not
 //! answer, because it may have been replaced by another version.
 
-use super::deadlines::{INSPECT, LIST, NETWORK, PULL_IDLE, within};
+use super::deadlines::{INSPECT, LIST, NETWORK, progress_within, within};
 use super::{
-    Container, ContainerEvent, ContainerPlan, ContainerState, Engine, EngineError, Health, LABEL_NODE, LABEL_TASK_ID,
+    Container, ContainerEvent, ContainerPlan, ContainerState, Deadlines, Engine, EngineError, Health, LABEL_NODE, LABEL_TASK_ID,
     ListedContainer, LocalNetwork, LogPieces, NetworkPlan, api_needs, container, logs, plain_containers, private_pull,
 };
 use crate::http::UnixClient;
@@ -39,6 +39,7 @@ pub struct DockerEngine {
     url: String,
     socket: PathBuf,
     client: Mutex<Option<Docker>>,
+    deadlines: Deadlines,
     /// Held while a network is created: engines before API 1.44 create a second one of the same name.
     network_creation: tokio::sync::Mutex<()>,
 }
@@ -55,7 +56,14 @@ impl DockerEngine {
                 anyhow::bail!("engine URL {url:?} is not supported: give the engine's own socket, as unix:///var/run/docker.sock")
             }
         };
-        Ok(Self { url: url.to_owned(), socket, client: Mutex::new(None), network_creation: tokio::sync::Mutex::new(()) })
+        let (client, network_creation) = (Mutex::new(None), tokio::sync::Mutex::new(()));
+        Ok(Self { url: url.to_owned(), socket, client, deadlines: Deadlines::default(), network_creation })
+    }
+
+    /// The same engine with other deadlines, for tests.
+    #[cfg(test)]
+    pub(super) fn with_deadlines(self, deadlines: Deadlines) -> Self {
+        Self { deadlines, ..self }
     }
 
     #[must_use]
@@ -180,6 +188,10 @@ impl Engine for DockerEngine {
         Ok(all)
     }
 
+    fn deadlines(&self) -> Deadlines {
+        self.deadlines
+    }
+
     async fn inspect(&self, container_id: &str) -> Result<Option<Container>, EngineError> {
         Ok(self.inspect_raw(container_id).await?.map(container_of))
     }
@@ -197,19 +209,19 @@ impl Engine for DockerEngine {
 
     async fn pull(&self, reference: &str, auth: Option<&PullAuth>) -> Result<(), EngineError> {
         let (image, tag) = split_reference(reference);
+        let idle = self.deadlines.pull_idle;
         if let Some(auth) = auth {
-            return private_pull::pull(&UnixClient::new(&self.socket), &self.url, &image, tag.as_deref(), auth).await;
+            return private_pull::pull(&UnixClient::new(&self.socket), &self.url, &image, tag.as_deref(), auth, idle).await;
         }
         let options = CreateImageOptions { from_image: Some(image), tag, ..Default::default() };
         let mut progress = self.client().await?.create_image(Some(options), None, None);
-        loop {
-            let idle = |_| EngineError::Refused(format!("the pull made no progress for {} s", PULL_IDLE.as_secs()));
-            let Some(line) = tokio::time::timeout(PULL_IDLE, progress.next()).await.map_err(idle)? else { return Ok(()) };
+        while let Some(line) = progress_within(idle, progress.next()).await? {
             line.map_err(|e| match self.error(e) {
                 EngineError::NotFound(message) => EngineError::Refused(message),
                 other => other,
             })?;
         }
+        Ok(())
     }
 
     async fn ensure_network(&self, network: &NetworkPlan) -> Result<(), EngineError> {
@@ -265,7 +277,9 @@ impl Engine for DockerEngine {
     }
 
     async fn is_referenced(&self, network: &str) -> Result<bool, EngineError> {
-        let filters = HashMap::from([("network".to_owned(), vec![network.to_owned()])]);
+        // A container that was never started knows the network by its name alone.
+        let name = self.networks_that("id", network).await?.into_iter().find_map(|found| found.name);
+        let filters = HashMap::from([("network".to_owned(), std::iter::once(network.to_owned()).chain(name).collect())]);
         let options = ListContainersOptions { all: true, filters: Some(filters), ..Default::default() };
         let client = self.client().await?;
         let found =

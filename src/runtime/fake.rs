@@ -34,12 +34,18 @@ pub struct FakeEngineState {
     pub broken: BTreeMap<String, String>,
     /// Images whose containers have a health check.
     pub checked: BTreeSet<String>,
+    /// Images whose containers cannot be created: the call panics.
+    pub panics: BTreeSet<String>,
+    /// The next list panics.
+    pub list_panics: bool,
     /// What tasks have written.
     pub logs: BTreeMap<TaskId, Vec<LogPiece>>,
     /// Every call that changed the state, in order.
     pub calls: Vec<String>,
     /// Containers whose inspection is never answered.
     pub hung: BTreeSet<String>,
+    /// Images whose containers are never created: the call hangs.
+    pub hung_images: BTreeSet<String>,
     /// Lists are never answered.
     pub lists_hang: bool,
     pub deadlines: Deadlines,
@@ -131,6 +137,7 @@ impl Engine for FakeEngine {
 
     async fn containers(&self, me: &NodeId) -> Result<Vec<ListedContainer>, EngineError> {
         self.state().lists += 1;
+        assert!(!std::mem::take(&mut self.state().list_panics), "the list is out of bounds");
         let mine = |(plan, c): &(ContainerPlan, Container)| {
             (plan.node_id == *me).then(|| ListedContainer { id: c.id.clone(), task_id: c.task_id.clone() })
         };
@@ -198,8 +205,12 @@ impl Engine for FakeEngine {
     }
 
     async fn create(&self, plan: &ContainerPlan) -> Result<String, EngineError> {
-        let mut state = self.up()?;
         let image = plan.task.spec.container_spec.image.clone();
+        if self.state().hung_images.contains(&image) {
+            std::future::pending::<()>().await;
+        }
+        let mut state = self.up()?;
+        assert!(!state.panics.contains(&image), "the container of {image} is out of bounds");
         if !state.images.contains(&image) {
             return Err(EngineError::Refused(format!("No such image: {image}")));
         }

@@ -135,12 +135,15 @@ impl Settings {
     fn bounds(&self) -> Result<(), InvalidSetting> {
         let (ports, dns, timeouts, manager, raft) = (&self.ports, &self.dns, &self.timeouts, &self.manager, &self.raft);
         let (minute, hour, day) = (60_000, 3_600_000, 86_400_000);
-        let bounds: [(&'static str, u64, u64, u64); 23] = [
+        let bounds: [(&'static str, u64, u64, u64); 32] = [
             ("ports.max_connections", ports.max_connections as u64, 1, 1 << 24),
             ("ports.max_flows", ports.max_flows as u64, 1, 1 << 24),
             ("ports.udp_idle_ms", ports.udp_idle_ms, 1, day),
             ("ebpf.max_tcp_flows", u64::from(self.ebpf.max_tcp_flows), 0, MAX_TCP_FLOWS),
             ("ebpf.tcp_idle_s", self.ebpf.tcp_idle_s, 1, 315_360_000),
+            ("http.head_timeout_ms", self.http.head_timeout_ms, 1, day),
+            ("http.idle_timeout_ms", self.http.idle_timeout_ms, 1, day),
+            ("http.body_timeout_ms", self.http.body_timeout_ms, 1, day),
             ("dns.timeout_ms", dns.timeout_ms, 1, minute),
             ("dns.max_in_flight", dns.max_in_flight as u64, 1, 1 << 20),
             ("timeouts.heartbeat_ms", timeouts.heartbeat_ms, 10, minute),
@@ -150,6 +153,12 @@ impl Settings {
             ("timeouts.shutdown_ms", timeouts.shutdown_ms, 1, hour),
             ("timeouts.reconcile_ms", timeouts.reconcile_ms, 50, hour),
             ("manager.join_grace_ms", manager.join_grace_ms, 100, day),
+            ("manager.takeover_grace_ms", manager.takeover_grace_ms, 0, hour),
+            ("manager.disruption_hold_ms", manager.disruption_hold_ms, 0, day),
+            ("manager.return_window_ms", manager.return_window_ms, 0, day),
+            ("manager.orphan_after_s", manager.orphan_after_s, 1, 315_360_000),
+            ("manager.rollback_window_s", manager.rollback_window_s, 0, 315_360_000),
+            ("manager.certificate_life_s", manager.certificate_life_s, 0, 315_360_000),
             ("manager.replace_wait_ms", manager.replace_wait_ms, 0, day),
             ("manager.stop_hold_ms", manager.stop_hold_ms, 0, hour),
             ("manager.stop_pause_ms", manager.stop_pause_ms, 0, minute),
@@ -201,6 +210,28 @@ mod tests {
     #[test]
     fn the_defaults_are_valid() {
         assert_eq!(Settings::default().validate(), Ok(()));
+    }
+
+    #[test]
+    fn every_number_has_a_bound() {
+        let defaults = toml::Table::try_from(Settings::default()).unwrap();
+        let number = |value: &toml::Value| value.is_integer() || value.is_float();
+        let mut keys: Vec<String> = Vec::new();
+        for (name, value) in &defaults {
+            match value {
+                toml::Value::Table(section) => {
+                    keys.extend(section.iter().filter(|(_, v)| number(v)).map(|(key, _)| format!("[{name}]\n{key}")));
+                }
+                value if number(value) => keys.push(name.clone()),
+                _ => {}
+            }
+        }
+        assert!(keys.len() > 30, "{keys:?}");
+        let taken = |key: &String| {
+            let read = toml::from_str::<Settings>(&format!("{key} = {}", i64::MAX));
+            read.is_ok_and(|settings| settings.validate().is_ok())
+        };
+        assert_eq!(keys.into_iter().filter(taken).collect::<Vec<_>>(), Vec::<String>::new());
     }
 
     #[test]

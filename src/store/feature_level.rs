@@ -13,6 +13,9 @@
 //! |   |     | updates, other modes than replicated, causes of tasks, tasks of plain containers: what `newer_field` of the types says |
 //! | 3 | 0.3 | a node changes its WireGuard key ([`FieldUpdate::TunnelKey`]) |
 //! |   |     | why a service was scaled, if not by its connections ([`crate::model::Scaling`]) |
+//! |   |     | addresses of a node's host ([`crate::model::node::NodeDescription`]) |
+//! |   |     | a snapshot in a manager's log is compressed ([`crate::manager::replica::Replica`]) |
+//! |   |     | the key of the ACME account before there is the account ([`crate::model::AcmeAccount`]) |
 
 use super::field_update::FieldUpdate;
 use super::object::{Action, Kind, Object, Store, StoreError};
@@ -91,6 +94,15 @@ pub const KEY_CHANGES: u32 = 3;
 /// First level at which a change of a service's replicas by its load may have a reason.
 pub const SCALING_REASONS: u32 = 3;
 
+/// First level at which a node's description may have the addresses of its host.
+pub const NODE_ADDRESSES: u32 = 3;
+
+/// First level at which managers read compressed snapshots.
+pub const COMPRESSED_SNAPSHOTS: u32 = 3;
+
+/// First level at which the ACME account may have a key before it is registered.
+pub const ACME_KEYS: u32 = 3;
+
 /// What managers of level 2 refuse.
 fn newest_field(action: &Action) -> Option<(Kind, &'static str)> {
     match action {
@@ -98,8 +110,17 @@ fn newest_field(action: &Action) -> Option<(Kind, &'static str)> {
             Some((Kind::Node, NEXT_KEY))
         }
         Action::Set(FieldUpdate::TunnelKey { .. }) => Some((Kind::Node, NEXT_KEY)),
+        Action::Create(Object::Node(node)) | Action::Update(Object::Node(node)) if !node.description.addresses.is_empty() => {
+            Some((Kind::Node, HOST_ADDRESSES))
+        }
+        Action::Set(FieldUpdate::NodeReport { description: Some(description), .. }) if !description.addresses.is_empty() => {
+            Some((Kind::Node, HOST_ADDRESSES))
+        }
         Action::Set(FieldUpdate::ServiceReplicas { scaling, .. }) if scaling.reason.is_some() => {
             Some((Kind::Service, "the reason of a change of its replicas"))
+        }
+        Action::Create(Object::AcmeAccount(account)) | Action::Update(Object::AcmeAccount(account)) if account.key.is_some() => {
+            Some((Kind::AcmeAccount, "its key"))
         }
         _ => None,
     }
@@ -107,6 +128,7 @@ fn newest_field(action: &Action) -> Option<(Kind, &'static str)> {
 
 /// For people.
 const NEXT_KEY: &str = "another WireGuard key";
+const HOST_ADDRESSES: &str = "addresses of its host";
 
 /// First level at which objects may have fields that managers of level 1 drop in silence.
 const FIELDS: u32 = 2;

@@ -7,7 +7,7 @@ use crate::model::Timestamp;
 use crate::sync::lock;
 use async_trait::async_trait;
 use std::sync::{Arc, Mutex};
-use tokio::sync::watch;
+use tokio::sync::{broadcast, watch};
 
 /// Why a proposal did not become part of the store.
 #[derive(Debug, thiserror::Error)]
@@ -52,6 +52,10 @@ impl StoreHandle {
     /// A receiver that wakes when transactions were applied.
     pub fn watch(&self) -> watch::Receiver<Arc<Store>> {
         self.published.watch()
+    }
+    /// The state after each transaction; see [`PublishedStore::steps`].
+    pub fn steps(&self) -> broadcast::Receiver<Arc<Store>> {
+        self.published.steps()
     }
     /// True if both are handles of one store.
     pub fn is_same(&self, other: &Self) -> bool {
@@ -98,6 +102,9 @@ impl Propose for LocalProposer {
         let LocalStore { store, publisher } = &mut *lock(&self.0);
         let index = store.index() + 1;
         let outcome = store.apply(index, &transaction);
+        if outcome.is_ok() {
+            publisher.applied(store, &transaction);
+        }
         publisher.publish(store);
         Ok(outcome.map(|()| index)?)
     }

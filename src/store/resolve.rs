@@ -162,8 +162,11 @@ fn change_key(mesh: &mut NodeMesh, change: KeyChange) {
 /// First level that has updates of services.
 const UPDATES: u32 = 2;
 
-/// The service with another spec. What was the spec becomes the previous one; not so while an update is not done and this change
-/// replaces no task: then a rollback still brings back the spec that last worked.
+/// First level at which a spec whose update is paused does not become the previous one.
+const KEEPS_WORKING_SPEC: u32 = 3;
+
+/// The service with another spec. What was the spec becomes the previous one; not so while its update is not done and this change
+/// replaces no task, or its update is paused: then a rollback still brings back the spec that last worked.
 fn update_service(
     mut service: Service,
     spec: &ServiceSpec,
@@ -179,14 +182,22 @@ fn update_service(
         service.spec = spec.clone();
         service.pull_auth = pull_auth.cloned();
     } else {
-        service.previous_pull_auth = std::mem::replace(&mut service.pull_auth, pull_auth.cloned());
+        let is_paused = service.update.as_ref().is_some_and(|update| update.state == UpdateState::Paused);
+        let has_worked = !(is_paused && level >= KEEPS_WORKING_SPEC);
+        let becomes_previous = change.replaces_tasks && has_worked || !unfinished || service.previous_spec.is_none();
+        let auth = std::mem::replace(&mut service.pull_auth, pull_auth.cloned());
+        if becomes_previous || level < KEEPS_WORKING_SPEC {
+            service.previous_pull_auth = auth;
+        }
         let before = std::mem::replace(&mut service.spec, spec.clone());
         let version = service.spec_version;
         if change.replaces_tasks {
             service.spec_version = service.next_spec_version();
-            (service.previous_spec_version, service.newest_spec_version) = (Some(version), None);
+            service.newest_spec_version = None;
+            // Without a number of its own the previous spec has that of the service.
+            service.previous_spec_version.get_or_insert(version);
         }
-        if change.replaces_tasks || !unfinished || service.previous_spec.is_none() {
+        if becomes_previous {
             service.previous_spec = Some(before);
             service.previous_spec_version = change.replaces_tasks.then_some(version);
         }

@@ -251,6 +251,23 @@ mod tests {
     }
 
     #[test]
+    fn the_life_of_certificates_is_the_swarms_setting_and_an_hour_at_least() {
+        let life = |nanos: Option<i64>| {
+            node_life(&CaSettings { node_cert_expiry: nanos.map(crate::model::Nanos), ..CaSettings::default() })
+        };
+        assert_eq!((life(None), life(Some(0))), (NODE_LIFE, NODE_LIFE));
+        assert_eq!(life(Some(7_200_000_000_000)), Duration::from_hours(2));
+        assert_eq!(life(Some(1)), HOUR, "written by an earlier build");
+        let rng = &mut rand::rngs::StdRng::seed_from_u64(1);
+        let ca = RootCa::generate(rng, NOW).unwrap();
+        let request = NodeKey::generate().unwrap().request().unwrap();
+        let pem = issue(&ca, &request, &node(Role::Worker), NOW, life(Some(7_200_000_000_000)), rng).unwrap();
+        let der = name::certificate_der("it", &pem).unwrap();
+        let until = name::parse(&der).unwrap().validity().not_after.timestamp();
+        assert_eq!(until, NOW.0 / 1_000_000_000 + 7200);
+    }
+
+    #[test]
     fn only_the_key_of_a_request_is_used() {
         let rng = &mut rand::rngs::StdRng::seed_from_u64(1);
         let ca = RootCa::generate(rng, NOW).unwrap();

@@ -23,10 +23,10 @@ pub enum FilesError {
     #[error("cannot {verb} {}: {source}", path.display())]
     Io { verb: &'static str, path: PathBuf, source: io::Error },
     /// One file is missing while others exist.
-    #[error("{} is missing while other files of this node's identity exist; restore it from a backup, or take the node out of the swarm with `skep leave --force` and join again", path.display())]
+    #[error("{} is missing while other files of this node's identity exist; restore it from a backup; if other managers are up, run `skep leave --force` and join again instead", path.display())]
     Missing { path: PathBuf },
     /// A file exists and cannot be used.
-    #[error("{} is damaged: {why}; restore it from a backup, or take the node out of the swarm with `skep leave --force` and join again", path.display())]
+    #[error("{} is damaged: {why}; restore it from a backup; if other managers are up, run `skep leave --force` and join again instead", path.display())]
     Damaged { path: PathBuf, why: TrustError },
     /// The key is sealed, and what it is sealed with is not there or does not open it.
     #[error("{} cannot be opened: {why}", path.display())]

@@ -64,7 +64,7 @@ impl PublicCertificate {
                 why: format!("it lacks {missing}, it is for {}", has.join(", ")),
             });
         }
-        let CertificateFacts { issuer, validity } = about(&leaf)?;
+        let CertificateFacts { issuer, validity, .. } = about(&leaf)?;
         let pem = Secret::new(format!("{}\n{}", chain.trim_end(), pair.serialize_pem()));
         Ok(Self { pem, issuer, validity })
     }
@@ -75,6 +75,8 @@ pub struct CertificateFacts {
     /// Common name of the issuer, or its whole name.
     pub issuer: String,
     pub validity: Validity,
+    /// Host names and addresses, in lower case.
+    pub names: Vec<String>,
 }
 
 /// Reads a certificate, DER. Does not check its signature.
@@ -85,7 +87,7 @@ pub fn about(der: &[u8]) -> Result<CertificateFacts, TrustError> {
     let certificate = name::parse(der)?;
     let common_name = certificate.issuer().iter_common_name().next().and_then(|name| name.as_str().ok());
     let issuer = common_name.map_or_else(|| certificate.issuer().to_string(), str::to_owned);
-    Ok(CertificateFacts { issuer, validity: Validity::of_der(der)? })
+    Ok(CertificateFacts { issuer, validity: Validity::of_der(der)?, names: names_of(&certificate).unwrap_or_default() })
 }
 
 /// The first certificate of a chain in PEM, DER.

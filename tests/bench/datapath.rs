@@ -121,6 +121,7 @@ async fn change(dir: &std::path::Path, services: u32) -> Measured {
             members: &members,
             unavailable: &unavailable,
             held: None,
+            lost: None,
             left: None,
             udp_idle: Duration::from_mins(1),
         };
@@ -159,6 +160,7 @@ async fn change(dir: &std::path::Path, services: u32) -> Measured {
             members: &members,
             unavailable: &unavailable,
             held: None,
+            lost: None,
             left: None,
             udp_idle: Duration::from_mins(1),
         };

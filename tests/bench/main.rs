@@ -31,6 +31,9 @@ mod lab {
     pub fn lab_dir(name: &str) -> String {
         format!("/tmp/sk-{}-{name}", std::process::id())
     }
+    pub fn engine_root() -> skep::lab::EngineRoot {
+        skep::lab::EngineRoot::Machine
+    }
 }
 
 const PARTS: &str = "control,api,tables,datapath,tunnel,names,http,traffic,failover,managers";

@@ -6,3 +6,4 @@ mod cluster;
 pub mod namespace;
 mod orders;
 pub mod pebble;
+mod takeover;

@@ -4,6 +4,7 @@
 
 mod behind;
 mod clients;
+mod commands;
 mod course;
 mod deviations;
 mod docker_cli;
@@ -19,6 +20,7 @@ mod networks;
 mod node_updates;
 mod payloads;
 mod proxy;
+mod prunes;
 mod recorded_payloads;
 pub mod recorded_store;
 mod recording_engine;

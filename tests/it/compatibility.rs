@@ -94,6 +94,16 @@ pub fn exists(root: &Path, test: &str) -> bool {
     text[..at].lines().rev().take(4).any(|line| line.trim_start().starts_with("#[test]") || line.contains("#[tokio::test"))
 }
 
+/// `src/api/schema/effects_tests.rs` holds the fields themselves against the schemas.
+#[test]
+fn the_tests_that_show_the_fields_of_dockers_api_exist() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let text = std::fs::read_to_string(root.join("src/api/schema/fields.tsv")).unwrap();
+    let proofs = text.lines().map(|line| line.rsplit_once('\t').unwrap()).filter(|(_, proof)| proof.contains("::"));
+    let missing: Vec<_> = proofs.filter(|(_, proof)| !exists(root, proof)).collect();
+    assert!(missing.is_empty(), "there are no such tests: {missing:#?}");
+}
+
 #[test]
 fn a_test_that_is_gone_or_is_none_is_noticed() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));

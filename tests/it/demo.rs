@@ -1,6 +1,7 @@
 //! `skep demo`: each of its steps succeeds, its JSON document has the measured values, and it leaves nothing behind.
 
-use super::lab::lab_dir;
+use super::lab::{engine_root, lab_dir};
+use skep::lab::EngineRoot;
 use std::collections::BTreeSet;
 use tokio::process::Command;
 
@@ -10,7 +11,12 @@ const SKEP: &str = env!("CARGO_BIN_EXE_skep");
 async fn each_step_of_the_demo_succeeds_and_nothing_is_left_behind() {
     let dir = lab_dir("demo");
     let links = interfaces();
-    let out = Command::new(SKEP).args(["demo", "--once", "--json", "--dir", &dir]).output().await.expect("demo runs");
+    let mut demo = Command::new(SKEP);
+    demo.arg("demo");
+    if let EngineRoot::Directory(root) = engine_root() {
+        demo.arg("--engine-root").arg(root);
+    }
+    let out = demo.args(["--once", "--json", "--dir", &dir]).output().await.expect("demo runs");
     let text = String::from_utf8_lossy(&out.stdout);
     assert!(out.status.success(), "{text}\n{}", String::from_utf8_lossy(&out.stderr));
     let proof: serde_json::Value = serde_json::from_str(&text).expect("one JSON document");

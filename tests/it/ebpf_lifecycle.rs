@@ -9,6 +9,7 @@ mod firewall;
 mod garbage;
 mod removal;
 mod soak;
+mod switch;
 
 use super::load::*;
 use super::ports::listens::wait_until_ready;

@@ -3,6 +3,7 @@
 mod data_directory;
 mod messages;
 mod names;
+mod sealed;
 mod unknown_fields;
 
 use serde_json::Value;

@@ -2,6 +2,11 @@
 
 use skep::lab::{EngineRoot, Lab, WHOAMI_IMAGE, output, whoami_image};
 
+/// The engine of every test: the machine's, or another one in a root directory (`make test-engine`).
+pub fn engine_root() -> EngineRoot {
+    std::env::var_os("SKEP_TEST_ENGINE_ROOT").map_or(EngineRoot::Machine, |dir| EngineRoot::Directory(dir.into()))
+}
+
 /// A directory for one test, with a path short enough for the sockets below it.
 pub fn lab_dir(name: &str) -> String {
     format!("/tmp/sk-{}-{name}", std::process::id())
@@ -15,7 +20,7 @@ async fn a_host_runs_a_container_on_its_engine_and_leaves_nothing_behind() {
     let two = lab.host("two", 2).await.expect("host");
     two.run("busybox ping -c1 -W2 192.0.2.1").await.expect("hosts reach each other");
 
-    one.start_engine(&EngineRoot::Machine).await.expect("engine");
+    one.start_engine(&engine_root()).await.expect("engine");
     whoami_image(&one).await.expect("image");
     let printed =
         output(one.engine_cli().args(["run", "--rm", "--network", "none", WHOAMI_IMAGE, "echo", "hello"])).await.expect("run");

@@ -7,7 +7,9 @@
 mod build;
 mod calls;
 mod calls6;
+mod errors;
 mod flows;
+mod fragments6;
 mod headers;
 mod io_uring;
 mod kernel;
@@ -19,4 +21,5 @@ mod takeover;
 mod trace;
 mod trace_maps;
 mod uplink;
+mod vip_packets;
 mod wire;

@@ -36,6 +36,8 @@ pub enum PortStep {
     Again(Client, Option<u8>),
     /// The client's last flow is refused. (Datagrams only.)
     AgainRefused(Client),
+    /// The process of a task closes its socket, and its container goes on. (Datagrams only.)
+    Deaf(u8),
     /// The client's last connection goes on with its task. (Connections only.)
     Open,
     /// The container of a task ends.
@@ -47,8 +49,8 @@ pub enum PortStep {
 /// A datapath with one published port.
 pub trait PortDatapath {
     fn publish(&mut self, port: PortCase) -> impl Future<Output = ()>;
-    /// Whether its clients are other machines: an allow-list does not concern the node itself.
-    fn has_clients_outside(&self) -> bool;
+    /// Whether it decides who is a client. (The userspace datapath serves who reaches it.)
+    fn decides_who_is_a_client(&self) -> bool;
     /// Begins a connection or flow, or goes on with the client's last one; the task that answers, from the address and port that
     /// the client asked. `None`: refused.
     fn visit(&mut self, client: Client, again: bool) -> impl Future<Output = Option<u8>>;
@@ -56,13 +58,15 @@ pub trait PortDatapath {
     fn go_on(&mut self) -> impl Future<Output = Option<u8>>;
     /// Ends the container of a task.
     fn end(&mut self, task: u8) -> impl Future<Output = ()>;
+    /// Closes the socket for datagrams of a task.
+    fn make_deaf(&mut self, task: u8) -> impl Future<Output = ()>;
 }
 
 const OPEN: PortCase = PortCase { tasks: &[1, 2, 3], allow: &[], affinity: false };
 
 pub const CASES: &[(&str, &[PortStep])] = {
     use Client::{A, B, Network, Range};
-    use PortStep::{Again, AgainRefused, Ended, New, Open, Publish, Refused, Reset};
+    use PortStep::{Again, AgainRefused, Deaf, Ended, New, Open, Publish, Refused, Reset};
     &[
         ("every task gets connections", &[Publish(OPEN), New(A, 64, 3), New(B, 64, 3)]),
         (
@@ -105,6 +109,36 @@ pub const CASES: &[(&str, &[PortStep])] = {
             ],
         ),
         (
+            "a flow leaves a task whose process does not listen any more",
+            &[
+                Publish(PortCase { tasks: &[1], ..OPEN }),
+                New(A, 1, 1),
+                Publish(PortCase { tasks: &[1, 3], ..OPEN }),
+                Again(A, None),
+                Deaf(1),
+                AgainRefused(A),
+                Again(A, Some(3)),
+                Again(A, Some(3)),
+            ],
+        ),
+        (
+            "a connection of a source that loses the right to the port is reset, and others go on",
+            &[
+                Publish(PortCase { tasks: &[1], allow: &[A], ..OPEN }),
+                New(A, 1, 1),
+                Open,
+                Publish(PortCase { tasks: &[1], allow: &[A, B], ..OPEN }),
+                Open,
+                Publish(PortCase { tasks: &[1], allow: &[B], ..OPEN }),
+                Reset,
+                Refused(A),
+                New(B, 1, 1),
+                Publish(PortCase { tasks: &[1], ..OPEN }),
+                Open,
+                New(A, 1, 1),
+            ],
+        ),
+        (
             "a connection stays with its task until the container ends, and is reset then",
             &[
                 Publish(PortCase { tasks: &[1], ..OPEN }),
@@ -138,12 +172,15 @@ pub const CASES: &[(&str, &[PortStep])] = {
 
 /// Runs one case.
 pub async fn run(name: &str, steps: &[PortStep], protocol: Protocol, datapath: &mut impl PortDatapath) {
-    let from_outside = |step: &PortStep| match step {
-        PortStep::Publish(port) => !port.allow.is_empty(),
+    let is_decided = |step: &PortStep| match step {
         PortStep::New(client, ..) | PortStep::Refused(client) => matches!(client, Client::Range | Client::Network),
         _ => false,
     };
-    if !datapath.has_clients_outside() && steps.iter().any(from_outside) {
+    if !datapath.decides_who_is_a_client() && steps.iter().any(is_decided) {
+        return;
+    }
+    let of_datagrams = |step: &PortStep| matches!(step, PortStep::Deaf(_));
+    if protocol == Protocol::Tcp && steps.iter().any(of_datagrams) {
         return;
     }
     let (mut last, mut latest) = (std::collections::BTreeMap::new(), None);
@@ -167,6 +204,7 @@ pub async fn run(name: &str, steps: &[PortStep], protocol: Protocol, datapath: &
             PortStep::Open => assert_eq!(datapath.go_on().await, latest, "{at}"),
             PortStep::Reset => assert_eq!(datapath.go_on().await, None, "{at}"),
             PortStep::Ended(task) => datapath.end(task).await,
+            PortStep::Deaf(task) => datapath.make_deaf(task).await,
             PortStep::Again(client, task) => {
                 assert_eq!(datapath.visit(client, true).await, task.or(last.get(&client).copied()), "{at}");
             }

@@ -3,6 +3,7 @@
 
 pub mod kit;
 
+mod acceptance;
 mod access;
 mod acme;
 mod autoscale;
@@ -18,6 +19,7 @@ mod logs;
 mod managers;
 mod network;
 mod networks;
+mod outcomes;
 mod payloads;
 mod placement;
 mod providers;

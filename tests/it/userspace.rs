@@ -106,10 +106,14 @@ impl UserspaceLoop {
     }
     /// Publishes a view with these ports and waits until it is applied.
     async fn publish(&mut self, ports: Vec<PublishedPort>) {
+        self.publish_beside(Vec::new(), ports).await;
+    }
+    /// The same, with other nodes.
+    async fn publish_beside(&mut self, others: Vec<Peer>, ports: Vec<PublishedPort>) {
         self.index += 1;
         let node = Peer { node_id: "me".into(), ingress_addr: self.net.ingress(), ..peer(1) };
         let ports = ports.into_iter().map(Arc::new).collect();
-        let view = node_view(self.index, Vec::new(), ClusterPart { ports, ..cluster_part(vec![node]) });
+        let view = node_view(self.index, Vec::new(), ClusterPart { ports, ..cluster_part([vec![node], others].concat()) });
         let revision = view.revision;
         self.view.send_replace(Some(Arc::new(view)));
         tokio::time::timeout(5 * SECOND, self.applied.wait_for(|r| *r == revision)).await.expect("not applied").unwrap();

@@ -4,9 +4,12 @@ use super::context::AccessContext;
 use super::engine_node::EngineNode;
 use super::nodes::NodeRequest;
 use super::route::replaced;
-use crate::api::error::Result;
+use crate::api::error::{ApiError, Result};
+use crate::api::handlers::read_body;
 use crate::api::query::RequestQuery;
+use axum::body::Body;
 use hyper::{HeaderMap, Method};
+use serde_json::Value;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
@@ -54,4 +57,13 @@ impl AccessRequest {
         let nodes = self.nodes.iter().filter(|node| wanted.iter().any(|wanted| node.is_named(wanted))).cloned().collect();
         Ok((nodes, replaced(&self.query_text, "filters", Some(&others.to_string()))))
     }
+}
+
+/// The body of a request, as JSON.
+///
+/// # Errors
+/// It is too long, or none.
+pub async fn posted(body: Body) -> Result<Value> {
+    let body = read_body(body).await?;
+    serde_json::from_slice(&body).map_err(|error| ApiError::bad(format!("invalid JSON: {error}")))
 }

@@ -1,6 +1,6 @@
 //! Requests that several nodes answer, and those whose node is chosen.
 
-use super::access_request::{AccessRequest, NODE};
+use super::access_request::{AccessRequest, NODE, posted};
 use super::context::AccessContext;
 use super::create::{self, plain_name};
 use super::engine_node::{EngineNode, split_reference};
@@ -13,6 +13,7 @@ use super::objects::content;
 use super::planner::CandidateNode;
 use super::reply::{collect, merged, passed_on, refusal_of};
 use super::route::replaced;
+use super::volumes;
 use crate::api::error::{ApiError, Result};
 use crate::api::handlers::{field, read_body, update};
 use crate::api::query::{RequestQuery, decode_segment, encode, split_version};
@@ -82,8 +83,10 @@ async fn handle(access: Arc<AccessContext>, api: ApiVersion, request: Request<Bo
         ("POST", ["images", "load"]) => everywhere::load(&call, body).await,
         ("POST", ["images", names @ .., "tag"]) => everywhere::tag(&call, &names.join("/")).await,
         ("DELETE", ["images", names @ ..]) => everywhere::remove(&call, &names.join("/")).await,
-        ("GET", ["volumes"]) => volumes(&call).await,
-        ("POST", ["volumes", "create"]) => create_volume(&call, body).await,
+        ("GET", ["volumes"]) => volumes::list(&call).await,
+        ("POST", ["volumes", "create"]) => volumes::create(&call, body).await,
+        ("GET", ["volumes", names @ ..]) => volumes::inspect(&call, &names.join("/")).await,
+        ("DELETE", ["volumes", names @ ..]) => volumes::remove(&call, &names.join("/")).await,
         ("GET", ["networks"]) => networks(&call).await,
         ("POST", ["networks", "create"]) => create_network(&call, body).await,
         ("POST", ["networks", names @ .., action]) if *action != "prune" => connect(&call, &names.join("/"), action, body).await,
@@ -205,34 +208,6 @@ async fn images(call: &AccessRequest) -> Result<Response> {
     Ok(merged(&Value::Array(merge::images(collected.found)), &collected.missing))
 }
 
-async fn volumes(call: &AccessRequest) -> Result<Response> {
-    let (nodes, query) = call.filtered()?;
-    let answers = call.access.ask_all(nodes, &call.request(Method::GET, call.target_with("/volumes", &query)), ANSWER).await;
-    let collected = collect::<Value>(answers)?;
-    Ok(merged(&merge::volumes(collected.found), &collected.missing))
-}
-
-/// On the node that its name begins with, or on all.
-async fn create_volume(call: &AccessRequest, body: Body) -> Result<Response> {
-    let mut posted: Value = posted(body).await?;
-    let name = field(&posted, "Name").as_str().unwrap_or_default().to_owned();
-    let nodes = match split_reference(&call.nodes, &name) {
-        Some((node, name)) => {
-            update(&mut posted, "Name", |value| *value = json!(name));
-            vec![node.clone()]
-        }
-        None => call.nodes.clone(),
-    };
-    let answers =
-        call.access.ask_all(nodes, &call.request(Method::POST, call.target("/volumes/create")).json(&posted), WORK).await;
-    let mut collected = collect::<Value>(answers)?;
-    let mut volume = collected.found.pop().map_or_else(|| json!({}), |(_, volume)| volume);
-    volume["Name"] = json!(if name.is_empty() { volume["Name"].as_str().unwrap_or_default().to_owned() } else { name });
-    let mut response = merged(&volume, &collected.missing);
-    *response.status_mut() = StatusCode::CREATED;
-    Ok(response)
-}
-
 async fn networks(call: &AccessRequest) -> Result<Response> {
     let (mut nodes, query) = call.filtered()?;
     // A manager knows more of the swarm's networks than a worker does: it comes first.
@@ -243,7 +218,8 @@ async fn networks(call: &AccessRequest) -> Result<Response> {
     Ok(merged(&Value::Array(merge::networks(collected.found)), &collected.missing))
 }
 
-/// On the node that its name begins with; an overlay network belongs to the swarm.
+/// On the node that its name begins with; an overlay network belongs to the swarm. So does one without a driver, as in the stand-alone
+/// Swarm: that is what compose makes for the containers of a project.
 async fn create_network(call: &AccessRequest, body: Body) -> Result<Response> {
     let mut posted: Value = posted(body).await?;
     let name = field(&posted, "Name").as_str().unwrap_or_default().to_owned();
@@ -252,6 +228,11 @@ async fn create_network(call: &AccessRequest, body: Body) -> Result<Response> {
         Some((node, name)) => {
             update(&mut posted, "Name", |value| *value = json!(name));
             Some(node)
+        }
+        None if driver.is_empty() => {
+            update(&mut posted, "Driver", |value| *value = json!("overlay"));
+            update(&mut posted, "Attachable", |value| *value = json!(true));
+            None
         }
         None if driver == "overlay" => None,
         None => {
@@ -285,9 +266,4 @@ async fn prune(call: &AccessRequest, kind: &str) -> Result<Response> {
     let collected = collect::<Value>(call.access.ask_all(nodes, &call.request(Method::POST, target), WORK).await)?;
     let replies = collected.found.into_iter().map(|(_, reply)| reply).collect();
     Ok(merged(&merge::pruned(replies), &collected.missing))
-}
-
-async fn posted(body: Body) -> Result<Value> {
-    let body = read_body(body).await?;
-    serde_json::from_slice(&body).map_err(|error| ApiError::bad(format!("invalid JSON: {error}")))
 }

@@ -64,7 +64,11 @@ pub fn passed_on(reply: HttpReply) -> Response {
 /// 200 with JSON, and the nodes that are missing in the header.
 pub fn merged(body: &Value, missing: &[String]) -> Response {
     let fields = [(CONTENT_TYPE, HeaderValue::from_static("application/json"))];
-    let mut response = (StatusCode::OK, fields, body.to_string()).into_response();
+    with_missing((StatusCode::OK, fields, body.to_string()).into_response(), missing)
+}
+
+/// The reply with the nodes that are missing in its header.
+pub fn with_missing(mut response: Response, missing: &[String]) -> Response {
     let text: String = missing.join("; ").chars().map(|c| if c.is_ascii_graphic() || c == ' ' { c } else { '?' }).collect();
     if let (false, Ok(value)) = (text.is_empty(), HeaderValue::from_str(&text)) {
         response.headers_mut().insert(MISSING_NODES, value);

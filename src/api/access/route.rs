@@ -99,6 +99,7 @@ pub fn route(method: &str, target: &str) -> AccessCall {
             image(version, names, action, query)
         }
         ("POST", ["images", names @ .., "tag"]) | ("DELETE", ["images", names @ ..]) if !names.is_empty() => AccessCall::Handled,
+        ("GET" | "DELETE", ["volumes", names @ ..]) if is_reference(names) => AccessCall::Handled,
         (_, ["volumes", names @ ..]) if is_reference(names) => object(ObjectKind::Volume, names, "volumes", &[]),
         ("POST", ["networks", names @ .., "connect" | "disconnect"]) if is_reference(names) => AccessCall::Handled,
         ("GET" | "DELETE", ["networks", names @ ..]) if is_reference(names) => {
@@ -172,7 +173,7 @@ mod tests {
             ("POST", "/v1.50/exec/e1/start", ObjectKind::Exec, "e1", "/v1.50/exec/ID/start"),
             ("POST", "/commit?container=n1%2Fweb&repo=x", ObjectKind::Container, "n1/web", "/commit?container=ID&repo=x"),
             ("GET", "/v1.50/images/a/b:1/json", ObjectKind::Image, "a/b:1", "/v1.50/images/ID/json"),
-            ("GET", "/volumes/n1/data", ObjectKind::Volume, "n1/data", "/volumes/ID"),
+            ("PUT", "/volumes/n1/data", ObjectKind::Volume, "n1/data", "/volumes/ID"),
             ("DELETE", "/networks/back", ObjectKind::Network, "back", "/networks/ID"),
         ] {
             let AccessCall::Object(found) = route(method, target) else { panic!("{method} {target}") };
@@ -192,6 +193,8 @@ mod tests {
             ("GET", "/_ping"),
             ("GET", "/info"),
             ("POST", "/networks/n1/back/connect"),
+            ("GET", "/volumes/data"),
+            ("DELETE", "/v1.44/volumes/n1/data"),
         ] {
             assert_eq!(route(method, target), AccessCall::Handled, "{method} {target}");
         }

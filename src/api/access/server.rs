@@ -5,7 +5,7 @@ use super::handlers;
 use super::planner::PlacementRules;
 use super::relay::relay;
 use super::route::{AccessCall, route};
-use crate::accept::accept_each;
+use crate::accept::{Listener, accept_each};
 use crate::api::context::ApiContext;
 use crate::api::error::ApiError;
 use crate::api::proxy::{RequestHead, answer, first_head, refuse};
@@ -13,10 +13,11 @@ use crate::http::{BoxedStream, ByteStream};
 use axum::Router;
 use futures_util::future::{BoxFuture, FutureExt as _};
 use std::sync::Arc;
-use tokio::net::UnixListener;
+use tokio::net::UnixStream;
 use tokio_util::sync::CancellationToken;
 
 /// The access point of a node.
+#[derive(Clone)]
 pub struct AccessPoint {
     access: Arc<AccessContext>,
     router: Router,
@@ -42,7 +43,7 @@ impl AccessPoint {
     }
 
     /// Serves a unix socket until shut down. Open connections are cut then.
-    pub async fn serve(self, listener: UnixListener, shutdown: CancellationToken) {
+    pub async fn serve(self, listener: impl Listener<Stream = UnixStream, From = ()>, shutdown: CancellationToken) {
         let connection = self.connection();
         accept_each(listener, "the access point's socket", &shutdown, |stream, ()| {
             let (connection, shutdown) = (connection.clone(), shutdown.clone());

@@ -1,14 +1,15 @@
 //! Networks of the cluster, and the engine's parts of them shown as swarm networks.
 
+use crate::api::control::KnownNetwork;
 use crate::api::wire::{self, Driver, IpamConfig};
 use crate::model::docker::{ApiVersion, DRIVER, NETWORK_OPTION};
 use crate::model::service::EndpointMode;
-use crate::model::{Meta, Network, NetworkSpec, PredefinedNetwork, Service, Task, Timestamp};
+use crate::model::{Meta, Network, NetworkSpec, NodeId, PredefinedNetwork, Service, Task, Timestamp};
 use crate::store::Store;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use serde_json::{Map, Value, json};
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 
 /// The driver that users see: skep's own stands in for Docker's.
 pub const OVERLAY: &str = "overlay";
@@ -138,12 +139,12 @@ fn containers(part: &Value, subnets: &[Ipv4Net], subnet6: Option<Ipv6Net>) -> Va
 /// The nodes with containers on a network.
 pub fn peers(network: &Network, store: &Store) -> Value {
     let nodes: BTreeSet<_> = running_on(network, store).filter_map(|task| task.node_id.as_ref()).collect();
-    let peer = |id| {
-        let node = store.node(id)?;
-        let name = id.as_str().get(..PEER_NAME).unwrap_or(id.as_str());
-        Some(json!({ "Name": name, "IP": node.status.addr.map(|ip| ip.to_string()).unwrap_or_default() }))
-    };
-    nodes.into_iter().filter_map(peer).collect()
+    nodes.into_iter().filter_map(|id| Some(shown_peer(id, store.node(id)?.status.addr))).collect()
+}
+
+fn shown_peer(id: &NodeId, address: Option<IpAddr>) -> Value {
+    let name = id.as_str().get(..PEER_NAME).unwrap_or(id.as_str());
+    json!({ "Name": name, "IP": address.map(|ip| ip.to_string()).unwrap_or_default() })
 }
 
 /// Characters of a node's id in the name of a peer.
@@ -183,16 +184,23 @@ fn vip(service: &Service, network: &Network) -> Option<String> {
     (service.spec.endpoint_mode() == EndpointMode::Vip).then(|| vip.addr.addr().to_string())
 }
 
-/// The engine's part of a swarm network shown as that network, for workers, which have no store.
-pub fn from_engine_part(part: &Value) -> Value {
+/// The engine's part of a swarm network shown as that network, for workers, which have no store: with what the node knows of it.
+pub fn from_engine_part(part: &Value, known: Option<&KnownNetwork>) -> Value {
     let mut shown = part.clone();
     if let (Some(id), Some(map)) = (swarm_network_of(part).map(str::to_owned), shown.as_object_mut()) {
         map.insert("Id".to_owned(), json!(id));
         map.insert("Driver".to_owned(), json!(OVERLAY));
         map.insert("Scope".to_owned(), json!("swarm"));
-        let ingress = map.get("Name").and_then(Value::as_str) == Some(crate::model::network::INGRESS);
+        let named_ingress = || map.get("Name").and_then(Value::as_str) == Some(crate::model::network::INGRESS);
+        let ingress = known.map_or_else(named_ingress, |known| known.part.ingress);
         map.insert("Ingress".to_owned(), json!(ingress));
-        map.insert("Options".to_owned(), json!({}));
+        map.insert("Options".to_owned(), json!(known.map(|known| known.part.options.clone()).unwrap_or_default()));
+        if let Some(known) = known {
+            map.insert("Attachable".to_owned(), json!(known.part.attachable));
+            map.insert("Labels".to_owned(), json!(known.part.labels));
+            let peers = known.peers.iter().map(|(id, address)| shown_peer(id, *address));
+            map.insert("Peers".to_owned(), peers.collect());
+        }
         let subnets: Vec<IpNet> = map.get("IPAM").map(configured_subnets).unwrap_or_default();
         let v4: Vec<Ipv4Net> =
             subnets.iter().filter_map(|net| if let IpNet::V4(net) = net { Some(*net) } else { None }).collect();

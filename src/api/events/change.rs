@@ -218,5 +218,9 @@ mod tests {
         let spec = PayloadSpec { name: "tok".to_owned(), ..PayloadSpec::default() };
         let secret = ClusterSecret { id: "s1".into(), meta: Meta::default(), spec, data: SealedData::default() };
         assert_eq!(log.write(vec![Action::create(secret)]), ["secret create s1 {\"name\": \"tok\"} at 7"]);
+        let task = crate::model::fixture::task_with_resolvers("t1", "web", "n1", &[]);
+        assert!(log.write(vec![Action::create(task)]).is_empty(), "tasks have none");
+        let gone = vec![Action::Remove(Kind::Task, "t1".into()), Action::Remove(Kind::ClusterSecret, "s1".into())];
+        assert_eq!(log.write(gone), ["secret remove s1 {\"name\": \"tok\"} at 9"]);
     }
 }

@@ -9,6 +9,7 @@ use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
+use tokio::sync::broadcast::error::TryRecvError;
 use tokio::sync::{Notify, broadcast};
 use tokio_util::sync::CancellationToken;
 
@@ -61,10 +62,11 @@ impl EventFeed {
         loop {
             if let Some(handle) = control.store() {
                 let begins = self.begins.swap(false, Ordering::AcqRel);
+                let steps = handle.steps();
                 let first = if begins { Arc::default() } else { handle.read() };
                 tokio::select! {
                     () = shutdown.cancelled() => return,
-                    () = self.follow_store(&*control, &handle, first, begins, &*clock) => {}
+                    () = self.follow_store(&*control, &handle, steps, first, begins, &*clock) => {}
                 }
             }
             tokio::select! {
@@ -81,17 +83,35 @@ impl EventFeed {
         &self,
         control: &dyn NodeControl,
         handle: &StoreHandle,
+        mut steps: broadcast::Receiver<Arc<Store>>,
         mut before: Arc<Store>,
         begins: bool,
         clock: &dyn Clock,
     ) {
         let mut watch = handle.watch();
+        let mut waiting = VecDeque::new();
         loop {
-            let after = watch.borrow_and_update().clone();
-            if begins || before.cluster().is_some() {
-                self.publish(changes(&before, &after, clock.now()));
+            let newest = watch.borrow_and_update().clone();
+            // Transactions that were published together are events one by one; of those that were too many for this reader, what they have
+            // led to.
+            loop {
+                match steps.try_recv() {
+                    Ok(step) => waiting.push_back(step),
+                    Err(TryRecvError::Lagged(_)) => {}
+                    Err(TryRecvError::Empty | TryRecvError::Closed) => break,
+                }
             }
-            before = after;
+            // A step is an event once readers of the store see it.
+            let visible = std::iter::from_fn(|| waiting.pop_front_if(|step| step.index() <= newest.index()));
+            for after in visible.collect::<Vec<_>>().into_iter().chain([newest]) {
+                if after.index() <= before.index() {
+                    continue;
+                }
+                if begins || before.cluster().is_some() {
+                    self.publish(changes(&before, &after, clock.now()));
+                }
+                before = after;
+            }
             tokio::select! {
                 changed = watch.changed() => if changed.is_err() { return },
                 () = self.changed.notified() => {}

@@ -19,7 +19,7 @@ impl EventFilter {
     /// Of a request. Filters that cannot be read select all, because the engine refuses them before.
     pub fn of(query: &RequestQuery) -> Self {
         let filters = query.any_filters().unwrap_or_default();
-        Self { filters, since: parse_time(query.get("since")), until: parse_time(query.get("until")) }
+        Self { filters, since: Timestamp::of_seconds(query.get("since")), until: Timestamp::of_seconds(query.get("until")) }
     }
 
     /// Whether an event that was kept is to be replayed: only on request.
@@ -39,13 +39,6 @@ impl EventFilter {
             && self.filters.labels("label", &event.attributes)
             && KINDS.iter().all(|kind| self.filters.any(kind, |v| *kind == event.kind && names(v)))
     }
-}
-
-/// Seconds since 1970 with up to nine decimals; `None` if empty or something else.
-fn parse_time(text: &str) -> Option<Timestamp> {
-    let (seconds, fraction) = text.split_once('.').unwrap_or((text, ""));
-    let nanos: i64 = format!("{fraction:0<9}").get(..9)?.parse().ok()?;
-    Some(Timestamp(seconds.parse::<i64>().ok()?.checked_mul(1_000_000_000)?.checked_add(nanos)?))
 }
 
 #[cfg(test)]
@@ -77,6 +70,22 @@ mod tests {
             let query = RequestQuery::parse(&format!("filters={filters}"));
             assert_eq!(EventFilter::of(&query).passes(&web), expected, "{filters}");
         }
+    }
+
+    #[test]
+    fn an_object_is_named_by_its_id_its_name_or_a_beginning_of_one_and_an_unknown_scope_has_no_events() {
+        let secret = event("secret", "create", "k6bl1qyhw7yzjwqx", "password", 100);
+        let passes = |filters: &str, event: &SwarmEvent| {
+            EventFilter::of(&RequestQuery::parse(&format!("filters={filters}"))).passes(event)
+        };
+        for named in ["k6bl1qyhw7yzjwqx", "k6bl1", "password", "pass"] {
+            assert!(passes(&format!(r#"{{"secret":["{named}"]}}"#), &secret), "{named}");
+            assert!(!passes(&format!(r#"{{"config":["{named}"]}}"#), &secret), "{named}");
+        }
+        assert!(!passes(r#"{"secret":["password2"]}"#, &secret) && !passes(r#"{"scope":["nosuch"]}"#, &secret));
+        let node = event("node", "update", "q3id", "q3", 100);
+        let service = event("service", "update", "xyz", "q3web", 100);
+        assert!(passes(r#"{"node":["q3"]}"#, &node) && !passes(r#"{"node":["q3"]}"#, &service), "only the node's own");
     }
 
     #[test]

@@ -7,7 +7,7 @@ use crate::acme::{external_account_payload, names};
 use crate::api::error::{ApiError, Result};
 use crate::http::HttpsClient;
 use crate::model::acme::{AcmeChallengeKind, AcmeFailure, AcmeSettings, ExternalAccount};
-use crate::model::{AcmeAccount, AcmeCertificate, Meta, Timestamp};
+use crate::model::{AcmeAccount, AcmeCertificate, Timestamp};
 use crate::store::{Action, Store, Transaction};
 use axum::response::Response;
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
@@ -73,14 +73,14 @@ pub async fn change(request: &ApiRequest) -> Result<Response> {
     if let Some(account) = before {
         let mut next = AcmeAccount { settings, ..account.clone() };
         if is_another_account(&account.settings, &next.settings) {
-            next.registration = None;
+            (next.key, next.registration) = (None, None);
         }
         next.failure = None;
         actions.push(Action::update(next));
     } else {
         let id = store.cluster().map(|cluster| cluster.id.clone());
         let id = id.ok_or_else(|| ApiError::unavailable(super::request::NOT_YET))?;
-        actions.push(Action::create(AcmeAccount { id, meta: Meta::default(), settings, registration: None, failure: None }));
+        actions.push(Action::create(AcmeAccount::new(id, settings)));
     }
     if retries {
         actions
@@ -167,7 +167,8 @@ fn apply(settings: &mut AcmeSettings, change: &AcmeChange) -> std::result::Resul
 fn shown(store: &Store, now: Timestamp) -> Value {
     let Some(account) = store.acme_account() else { return json!({ "Enabled": false, "Certificates": [], "LeftOut": [] }) };
     let settings = &account.settings;
-    let wanted = names::wanted(store, settings);
+    let wanted = names::wanted(store, settings, &names::failed_wildcards(store, now));
+    let is_shown = |failure: &&AcmeFailure| account.registration.is_none() || failure.next > now;
     let shown = store.all::<AcmeCertificate>().filter(|record| !record.names.is_empty());
     let certificates = shown.map(|record| certificate(record, &wanted, now));
     let left_out = wanted.left_out.iter().map(|(host, why)| json!({ "Host": host, "Why": why }));
@@ -179,7 +180,7 @@ fn shown(store: &Store, now: Timestamp) -> Value {
         "Profile": settings.profile,
         "Challenge": settings.challenge.map(AcmeChallengeKind::as_str),
         "Account": account.registration.as_ref().map(|registration| &registration.url),
-        "Failure": account.failure.as_ref().map(failure),
+        "Failure": account.failure.as_ref().filter(is_shown).map(failure),
         "Certificates": certificates.collect::<Value>(),
         "LeftOut": left_out.collect::<Value>(),
     })

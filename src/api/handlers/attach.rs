@@ -74,10 +74,14 @@ pub async fn prepare(request: &ApiRequest, reference: &str, requested: Requested
         None if request.api.control.membership().info().is_none() => return Ok(None),
         None => {
             let local = local_names(request).await?;
-            if local.iter().any(|(id, name)| name == reference || id.starts_with(reference)) {
+            if local.iter().any(|(id, name)| name == reference || id == reference) {
                 return Ok(None);
             }
-            request.api.control.prepare_network(reference, requested).await
+            // The name of a network of the swarm is more than the beginning of a local one's id.
+            match request.api.control.prepare_network(reference, requested).await {
+                Err(AttachRefusal::Node(_)) if local.iter().any(|(id, _)| id.starts_with(reference)) => return Ok(None),
+                prepared => prepared,
+            }
         }
     };
     match prepared {

@@ -40,7 +40,8 @@ fn requested_networks(posted: &Value) -> Vec<(String, Value)> {
 }
 
 /// Names the networks as the engine knows them, and has the container ask their name servers first: those forward what they do not
-/// know.
+/// know. The engine takes no others later, so that the last ones are for a container that was disconnected from these networks: those
+/// that the user asked for, or the host's.
 fn attach(posted: &mut Value, networks: &[(String, PreparedNetwork)]) {
     for (reference, address) in networks.iter().filter_map(|(reference, network)| Some((reference, network.belonging?))) {
         update(posted, "NetworkingConfig", |networking| {
@@ -66,8 +67,10 @@ fn attach(posted: &mut Value, networks: &[(String, PreparedNetwork)]) {
     }
     let servers = |servers: &mut Value| {
         let own = networks.iter().map(|(_, network)| json!(network.gateway.to_string()));
-        let asked = servers.as_array().cloned().unwrap_or_default();
-        *servers = own.chain(asked).collect();
+        let asked = servers.as_array().filter(|asked| !asked.is_empty()).cloned();
+        let host =
+            || networks.first().into_iter().flat_map(|(_, network)| &network.resolvers).map(|address| json!(address)).collect();
+        *servers = own.chain(asked.unwrap_or_else(host)).collect();
     };
     update(posted, "HostConfig", |host| update(host, "Dns", servers));
 }
@@ -90,7 +93,13 @@ mod tests {
     #[test]
     fn the_engine_gets_the_network_by_its_name_and_its_name_server_first() {
         let gateway = "172.20.9.1".parse().unwrap();
-        let network = |id: &str, name: &str| PreparedNetwork { id: id.into(), name: name.to_owned(), gateway, belonging: None };
+        let network = |id: &str, name: &str| PreparedNetwork {
+            id: id.into(),
+            name: name.to_owned(),
+            gateway,
+            resolvers: vec!["198.51.100.53".parse().unwrap()],
+            belonging: None,
+        };
         let mut posted = json!({
             "Image": "x", "hostConfig": { "networkMode": "n1id", "Dns": ["192.0.2.53"], "Memory": 7 },
             "NetworkingConfig": { "EndpointsConfig": { "n1id": { "Aliases": ["db"] }, "lan": {} } },
@@ -101,8 +110,12 @@ mod tests {
             "NetworkingConfig": { "EndpointsConfig": { "back": { "Aliases": ["db"] }, "lan": {} } },
         });
         assert_eq!(posted, expected);
-        let mut short = json!({ "HostConfig": { "NetworkMode": "back" } });
-        attach(&mut short, &[("back".to_owned(), network("n1id", "back"))]);
-        assert_eq!(short, json!({ "HostConfig": { "NetworkMode": "back", "Dns": ["172.20.9.1"] } }));
+        for mut short in
+            [json!({ "HostConfig": { "NetworkMode": "back" } }), json!({ "HostConfig": { "NetworkMode": "back", "Dns": [] } })]
+        {
+            attach(&mut short, &[("back".to_owned(), network("n1id", "back"))]);
+            let servers = ["172.20.9.1", "198.51.100.53"];
+            assert_eq!(short, json!({ "HostConfig": { "NetworkMode": "back", "Dns": servers } }), "the host's come last");
+        }
     }
 }

@@ -47,15 +47,15 @@ pub async fn list(request: &ApiRequest) -> Result<Response> {
     all.extend(parse_list(&reply.body)?.into_iter().filter(|n| convert::swarm_network_of(n).is_none()));
     if store.is_none() {
         let parts = engine_list(request).await?;
-        all.extend(parts.iter().map(convert::from_engine_part).filter(|n| engine_part_passes(n, &filters)));
+        all.extend(parts.iter().map(|part| shown(request, part)).filter(|n| engine_part_passes(n, &filters)));
     }
     ok(&all)
 }
 
 fn passes(network: &Network, store: &Store, filters: &Filters) -> bool {
     filters.any("driver", |v| v == convert::OVERLAY)
-        && filters.any("id", |v| network.id.as_str().contains(v))
-        && filters.any("name", |v| network.spec.name.contains(v))
+        && filters.matches("id", network.id.as_str())
+        && filters.matches("name", &network.spec.name)
         && filters.any("scope", |v| v == "swarm")
         && filters.any("type", |v| (v == "builtin") == network.spec.ingress)
         && filters
@@ -68,12 +68,18 @@ fn engine_part_passes(network: &Value, filters: &Filters) -> bool {
     let text = |key: &str| network[key].as_str().unwrap_or_default();
     let labels = serde_json::from_value(network["Labels"].clone()).unwrap_or_default();
     filters.any("driver", |v| v == convert::OVERLAY)
-        && filters.any("id", |v| text("Id").contains(v))
-        && filters.any("name", |v| text("Name").contains(v))
+        && filters.matches("id", text("Id"))
+        && filters.matches("name", text("Name"))
         && filters.any("scope", |v| v == "swarm")
-        && filters.any("type", |v| v == "custom")
+        && filters.any("type", |v| (v == "builtin") == (network["Ingress"] == true))
         && filters.any("dangling", |v| !matches!(v, "1" | "true"))
         && filters.labels("label", &labels)
+}
+
+/// The engine's part of a swarm network as that network.
+fn shown(request: &ApiRequest, part: &Value) -> Value {
+    let id = convert::swarm_network_of(part).unwrap_or_default();
+    convert::from_engine_part(part, request.api.control.network(&NetworkId::from(id)).as_ref())
 }
 
 /// GET /networks/{id}
@@ -140,7 +146,7 @@ async fn inspect_on_worker(request: &ApiRequest, reference: &str, scope: &str) -
             // The list has no containers, an inspection has.
             let id = convert::swarm_network_of(&network).unwrap_or_default();
             let inspected = engine_part(request, id).await.unwrap_or(network);
-            return ok(&convert::from_engine_part(&inspected));
+            return ok(&shown(request, &inspected));
         }
     }
     if let Some(unreadable) = unreadable(request, reference) {

@@ -14,8 +14,8 @@ use crate::store::{Action, Condition, FieldUpdate, Kind, ProposeError, Store, St
 use axum::response::Response;
 use std::time::Duration;
 
-/// Attempts to remove a node whose state changes at the same time.
-const REMOVE_ATTEMPTS: usize = 5;
+/// Further attempts to write what depends on the state of nodes that change at the same time.
+const ATTEMPTS: usize = 5;
 /// How long a removal waits for a demoted node to leave raft.
 const DEMOTION: Duration = Duration::from_secs(3);
 
@@ -58,8 +58,8 @@ fn passes(node: &Node, filters: &Filters) -> bool {
         && filters.any("role", |v| v.eq_ignore_ascii_case(node.spec.role.as_str()))
         // A node is created when it is admitted: none is pending.
         && filters.any("membership", |v| v.eq_ignore_ascii_case("accepted"))
-        && filters.labels("label", &node.description.engine_labels)
-        && filters.labels("node.label", &node.spec.labels)
+        && filters.swarm_labels("label", &node.description.engine_labels)
+        && filters.swarm_labels("node.label", &node.spec.labels)
 }
 
 /// GET /nodes/{id}
@@ -92,7 +92,6 @@ pub async fn update(request: &ApiRequest, reference: &str) -> Result<Response> {
         if node.meta.version != version {
             return Err(ApiError::out_of_sequence());
         }
-        check_role_change(&store, node, role)?;
     }
     let spec = NodeSpec {
         name: text("Name").to_owned(),
@@ -100,9 +99,35 @@ pub async fn update(request: &ApiRequest, reference: &str) -> Result<Response> {
         role,
         availability,
     };
-    let update = FieldUpdate::NodeSpec { id: node.id.clone(), version, spec };
-    handle.write(request.api.clock.now(), vec![Action::Set(update)]).await?;
-    empty()
+    let id = node.id.clone();
+    let mut attempts = 0;
+    loop {
+        let store = handle.read();
+        let node = lookup::node(&store, id.as_str())?;
+        let mut others = Vec::new();
+        if role != node.spec.role {
+            check_role_change(&store, node, role)?;
+            // Of two demotions at the same time each would leave enough managers, and both too few.
+            others.extend(managers(&store, &id).map(|other| Condition::version(Kind::Node, &other.id, other.meta.version)));
+        }
+        let update = Action::Set(FieldUpdate::NodeSpec { id: id.clone(), version, spec: spec.clone() });
+        let transaction = Transaction::new(request.api.clock.now(), vec![update]).require(others);
+        match handle.propose(transaction).await {
+            // Another manager has changed since it was read.
+            Err(ProposeError::Refused(StoreError::OutOfSequence)) if attempts < ATTEMPTS && node.meta.version == version => {
+                attempts += 1;
+            }
+            outcome => {
+                outcome?;
+                return empty();
+            }
+        }
+    }
+}
+
+/// The other nodes that are to be managers.
+fn managers<'a>(store: &'a Store, but: &NodeId) -> impl Iterator<Item = &'a Node> {
+    store.nodes().filter(move |node| node.spec.role == Role::Manager && node.id != *but)
 }
 
 /// Whether the node may get the role: more than half of the managers that remain must be up.
@@ -117,7 +142,7 @@ fn check_role_change(store: &Store, node: &Node, to: Role) -> Result<()> {
             Err(ProposeError::Refused(StoreError::UnreadableLevel { levels, level }).into())
         };
     }
-    let others = || store.nodes().filter(|n| n.spec.role == Role::Manager && n.id != node.id);
+    let others = || managers(store, &node.id);
     let members = others().filter(|n| n.manager.is_some()).count();
     let up = others().filter(|n| n.manager.is_some() && n.status.state == NodeState::Ready).count();
     if others().next().is_none() {
@@ -140,7 +165,7 @@ pub async fn remove(request: &ApiRequest, reference: &str) -> Result<Response> {
         let transaction = removal(&handle.read(), reference, force, request.api.clock.now())?;
         match handle.propose(transaction).await {
             // Its state has changed since it was read: it may be back.
-            Err(ProposeError::Refused(StoreError::OutOfSequence)) if attempts < REMOVE_ATTEMPTS => attempts += 1,
+            Err(ProposeError::Refused(StoreError::OutOfSequence)) if attempts < ATTEMPTS => attempts += 1,
             outcome => {
                 outcome?;
                 return empty();

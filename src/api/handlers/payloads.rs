@@ -116,7 +116,7 @@ fn passes<T: StoredPayload>(object: &T, filters: &Filters) -> bool {
     filters.any("id", |v| object.id().to_string().starts_with(v))
         && filters.any("name", |v| spec.name.starts_with(v))
         && filters.any("names", |v| spec.name == v)
-        && filters.labels("label", &spec.labels)
+        && filters.swarm_labels("label", &spec.labels)
 }
 
 /// GET /secrets/{id} and /configs/{id}

@@ -5,11 +5,13 @@ use super::local_networks::{parse_list, remove_local};
 use super::networks::{remove_from_swarm, store};
 use super::reply::ok;
 use super::request::ApiRequest;
+use crate::api::control::Standing;
 use crate::api::convert::network::swarm_network_of;
 use crate::api::error::{ApiError, Result};
 use crate::api::lookup;
-use crate::api::query::{Filters, encode};
-use crate::model::Network;
+use crate::api::prune_filter::PruneFilter;
+use crate::api::query::encode;
+use crate::model::{Network, Timestamp};
 use crate::store::{ProposeError, StoreError};
 use axum::response::Response;
 use serde_json::{Value, json};
@@ -20,27 +22,23 @@ const PREDEFINED: [&str; 4] = ["bridge", "host", "none", "docker_gwbridge"];
 
 /// POST /networks/prune
 pub async fn networks(request: &ApiRequest) -> Result<Response> {
-    let filters = request.query.filters(&["until", "label", "label!"])?;
-    if filters.has("until") {
-        return Err(ApiError::not_implemented(
-            "network prune with the filter until is not implemented in skep yet: remove networks by name, or use label= and label!=",
-        ));
+    if request.api.control.standing() == Standing::Inactive {
+        return request.forward().await;
     }
-    let excepted = |labels: &BTreeMap<String, String>| filters.has("label!") && filters.labels("label!", labels);
+    let pruned = PruneFilter::of(&request.query, request.api.clock.now())?;
     let mut deleted = Vec::new();
-    for network in unused_on_engine(request, &filters).await? {
+    for network in unused_on_engine(request).await? {
         let text = |key: &str| network[key].as_str().unwrap_or_default().to_owned();
         if swarm_network_of(&network).is_none()
             && !PREDEFINED.contains(&text("Name").as_str())
-            && !excepted(&serde_json::from_value(network["Labels"].clone()).unwrap_or_default())
+            && local_is_removed(&pruned, &network)
             && remove_local(request, &text("Id")).await?
         {
             deleted.push(text("Name"));
         }
     }
     if let (Some(store), Some(handle)) = (store(request), request.api.control.store()) {
-        let passes = |n: &Network| filters.labels("label", &n.spec.labels) && !excepted(&n.spec.labels);
-        let is_unused = |n: &&Network| store.network_user(n).is_none() && passes(n);
+        let is_unused = |n: &&Network| store.network_user(n).is_none() && pruned.removes(&n.spec.labels, n.meta.created_at);
         for network in lookup::networks(&store).filter(|n| !n.spec.ingress).filter(is_unused) {
             match remove_from_swarm(request, &handle, &network.id).await {
                 Ok(()) => deleted.push(network.spec.name.clone()),
@@ -54,13 +52,16 @@ pub async fn networks(request: &ApiRequest) -> Result<Response> {
     ok(&json!({ "NetworksDeleted": deleted }))
 }
 
+/// Where labels cannot be read the network stays, and where its time cannot, if the time counts.
+fn local_is_removed(pruned: &PruneFilter, network: &Value) -> bool {
+    let labels = serde_json::from_value::<Option<BTreeMap<String, String>>>(network["Labels"].clone());
+    let made = network["Created"].as_str().and_then(Timestamp::parse).unwrap_or(Timestamp(i64::MAX));
+    labels.is_ok_and(|labels| pruned.removes(&labels.unwrap_or_default(), made))
+}
+
 /// The engine's networks without containers.
-async fn unused_on_engine(request: &ApiRequest, filters: &Filters) -> Result<Vec<Value>> {
-    let mut query = json!({ "dangling": { "true": true } });
-    for label in filters.values("label") {
-        query["label"][label] = json!(true);
-    }
-    let path = format!("/networks?filters={}", encode(&query.to_string()));
+async fn unused_on_engine(request: &ApiRequest) -> Result<Vec<Value>> {
+    let path = format!("/networks?filters={}", encode(&json!({ "dangling": { "true": true } }).to_string()));
     let reply = request.api.engine.get(&request.engine_target(&path)).await?;
     reply.ok().map_err(|e| ApiError::failed(format!("the engine did not list its networks: {e}")))?;
     parse_list(&reply.body)

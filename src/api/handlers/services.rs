@@ -1,6 +1,7 @@
 //! `/services`.
 
 use super::local_networks::unknown_target;
+use super::pinned_image;
 use super::reply::{empty, json, json_text, ok};
 use super::request::ApiRequest;
 use crate::api::convert;
@@ -8,6 +9,7 @@ use crate::api::error::{ApiError, GrpcCode, Result};
 use crate::api::query::Filters;
 use crate::api::schema::SERVICE_SPEC;
 use crate::api::{lookup, validate};
+use crate::manager::bounds;
 use crate::model::docker::ApiVersion;
 use crate::model::mesh::DEFAULT_PORT;
 use crate::model::port_labels::sources_of;
@@ -38,7 +40,7 @@ fn passes(service: &Service, filters: &Filters) -> bool {
         && filters.any("name", |v| service.spec.name.starts_with(v))
         && filters.any("mode", |v| v == service.spec.mode.as_str())
         && filters.any("runtime", |v| v == "container")
-        && filters.labels("label", &service.spec.labels)
+        && filters.swarm_labels("label", &service.spec.labels)
 }
 
 /// GET /services/{id}
@@ -64,6 +66,7 @@ pub async fn create(request: &ApiRequest) -> Result<Response> {
     }
     resolve_networks(request, &mut spec, &store).await?;
     validate::service(&spec)?;
+    bounds::service(&spec).map_err(ApiError::invalid_argument)?;
     validate::payload_references(&spec.task_template.container_spec, &store)?;
     let http_warnings = validate::http_labels(&spec, None, &store)?;
     validate::reserved(&spec, store.cluster().map_or(DEFAULT_PORT, |cluster| cluster.data_path_port))?;
@@ -74,6 +77,7 @@ pub async fn create(request: &ApiRequest) -> Result<Response> {
             "service needs ingress network, but no ingress network is present",
         ));
     }
+    let unpinned = pinned_image::pin(request, &mut spec).await;
     let now = request.api.clock.now();
     let job = spec.mode.is_job().then_some(JobStatus { iteration: 0, last_execution: now });
     let id = ServiceId::draw(&mut rand::rng());
@@ -93,9 +97,8 @@ pub async fn create(request: &ApiRequest) -> Result<Response> {
         scalings: Vec::new(),
     };
     let conditions = conditions(&service.spec, None, &store);
-    let warnings =
-        [validate::small_networks(&service.spec, None, &store), http_warnings, validate::autoscale_warnings(&service.spec)]
-            .concat();
+    let small_networks = validate::small_networks(&service.spec, None, &store);
+    let warnings = [unpinned, small_networks, http_warnings, validate::autoscale_warnings(&service.spec)].concat();
     let warnings = Some(warnings).filter(|warnings| !warnings.is_empty());
     handle.propose(Transaction::new(now, vec![Action::create(service)]).require(conditions)).await?;
     json(StatusCode::CREATED, &json!({ "ID": id, "Warnings": warnings }))
@@ -165,6 +168,24 @@ async fn resolve_networks(request: &ApiRequest, spec: &mut ServiceSpec, store: &
     validate::predefined_networks(spec)
 }
 
+/// A spec that is sent again, as `docker stack deploy` sends it, with the number of replicas of before does not undo what its service
+/// was scaled to by load since. Returns what to say of it.
+fn keep_scaled_replicas(spec: &mut ServiceSpec, stored: &Service) -> Option<String> {
+    let (given, now) = (stored.given_replicas(), stored.spec.mode.replicas());
+    if now == given || spec.mode.replicas() != given {
+        return None;
+    }
+    spec.keep_scaled_replicas(&stored.spec.mode);
+    let kept = spec.mode.replicas();
+    (kept != given).then(|| {
+        format!(
+            "service {} keeps the {kept} replicas that its load has scaled it to: {given} is the number that it was given before; another one is \
+             taken as it is",
+            stored.spec.name
+        )
+    })
+}
+
 /// POST /services/{id}/update
 pub async fn update(request: &ApiRequest, reference: &str) -> Result<Response> {
     let posted = request.decode_body(&SERVICE_SPEC)?;
@@ -173,7 +194,8 @@ pub async fn update(request: &ApiRequest, reference: &str) -> Result<Response> {
     let store = handle.read();
     let stored = lookup::service(&store, reference)?;
     let is_stale = stored.meta.version != version;
-    let spec = match request.query.get("rollback") {
+    let mut scaled = None;
+    let mut spec = match request.query.get("rollback") {
         "" | "none" => {
             let posted = with_name_and_mode(posted, &stored.spec)?;
             // Old news comes before what skep cannot do.
@@ -181,25 +203,32 @@ pub async fn update(request: &ApiRequest, reference: &str) -> Result<Response> {
                 if error.status == StatusCode::NOT_IMPLEMENTED && is_stale { ApiError::out_of_sequence() } else { error }
             })?;
             resolve_networks(request, &mut spec, &store).await?;
+            scaled = keep_scaled_replicas(&mut spec, stored);
             spec
         }
         "previous" => {
             let mut spec = stored.previous_spec.clone().ok_or_else(|| {
                 ApiError::rpc(GrpcCode::FailedPrecondition, format!("service {} does not have a previous spec", stored.id))
             })?;
+            spec.keep_scaled_replicas(&stored.spec.mode);
             resolve_networks(request, &mut spec, &store).await?;
             spec
         }
         other => return Err(ApiError::failed(format!("unrecognized rollback option {other}"))),
     };
+    let posted_auth = posted_pull_auth(request, &store)?;
     let kept_auth = match request.query.get("registryAuthFrom") {
+        "previous-spec" if posted_auth.is_none() && stored.previous_spec.is_none() => {
+            return Err(ApiError::failed("service does not have a previous spec"));
+        }
         "previous-spec" => &stored.previous_pull_auth,
         "" | "spec" if request.query.get("rollback") == "previous" => &stored.previous_pull_auth,
         "" | "spec" => &stored.pull_auth,
         _ => return Err(ApiError::failed("unsupported registryAuthFrom value")),
     };
-    let pull_auth = posted_pull_auth(request, &store)?.or_else(|| kept_auth.clone());
+    let pull_auth = posted_auth.or_else(|| kept_auth.clone());
     validate::service(&spec)?;
+    bounds::service(&spec).map_err(ApiError::invalid_argument)?;
     validate::payload_references(&spec.task_template.container_spec, &store)?;
     let http_warnings = validate::http_labels(&spec, Some(stored), &store)?;
     validate::reserved(&spec, store.cluster().map_or(DEFAULT_PORT, |cluster| cluster.data_path_port))?;
@@ -210,12 +239,14 @@ pub async fn update(request: &ApiRequest, reference: &str) -> Result<Response> {
     if is_stale {
         return Err(ApiError::out_of_sequence());
     }
-    let now = request.api.clock.now();
     let rollback = request.query.get("rollback") == "previous";
+    let unpinned = if rollback { Vec::new() } else { pinned_image::pin(request, &mut spec).await };
+    let now = request.api.clock.now();
     let replaces_tasks = !spec.mode.is_job() && validate::replaces_tasks(&stored.spec, &spec);
     let stays_paused = !replaces_tasks && !rollback && stored.update.as_ref().is_some_and(|update| update.state.is_paused());
     let small_networks = validate::small_networks(&spec, Some(&stored.id), &store);
-    let mut warnings = [small_networks, http_warnings, validate::autoscale_warnings(&spec)].concat();
+    let mut warnings = [unpinned, small_networks, http_warnings, validate::autoscale_warnings(&spec)].concat();
+    warnings.extend(scaled);
     if stays_paused {
         warnings.push(format!(
             "the update of service {} stays paused, because this change replaces no task: docker service update --force goes on with \

@@ -3,11 +3,17 @@
 
 use super::reply::ok;
 use super::request::ApiRequest;
+use crate::api::control::Standing;
 use crate::api::error::{ApiError, Result};
+use crate::api::prune_filter::PruneFilter;
 use crate::api::query::{Filters, encode};
+use crate::model::Timestamp;
 use crate::model::docker::LABEL_TASK_ID;
 use axum::response::Response;
+use bytes::Bytes;
+use serde::Deserialize;
 use serde_json::{Value, json};
+use std::collections::BTreeMap;
 
 /// GET /containers/json with the filter `is-task`
 pub async fn list(request: &ApiRequest) -> Result<Response> {
@@ -45,11 +51,64 @@ pub async fn list(request: &ApiRequest) -> Result<Response> {
 
 /// POST /containers/prune: the container of a task that waits for its start has never run, which the engine takes for unused.
 pub async fn prune(request: &ApiRequest) -> Result<Response> {
-    let mut filters = request.query.any_filters()?.to_json();
+    if request.api.control.standing() == Standing::Inactive {
+        return request.forward().await;
+    }
+    let filters = request.query.any_filters()?;
+    if filters.has("label!") {
+        return prune_one_by_one(request, &filters).await;
+    }
+    let mut filters = filters.to_json();
     filters["label!"][LABEL_TASK_ID] = json!(true);
     let (version, _) = crate::api::query::split_version(&request.target);
     let path = target("/containers/prune", &[("filters", filters.to_string())]);
     request.forward_to(&version.map_or_else(|| path.clone(), |v| format!("/v{v}{path}"))).await
+}
+
+/// The client spares containers by labels of its own. The engine would spare only what has all labels that spare, so that with the
+/// label of tasks among them it would remove both what the client spares and what waits for its start.
+async fn prune_one_by_one(request: &ApiRequest, filters: &Filters) -> Result<Response> {
+    let pruned = PruneFilter::of(&request.query, request.api.clock.now())?;
+    let mut query = json!({ "status": ["created", "exited", "dead"] });
+    let labels: Vec<&str> = filters.values("label").collect();
+    if !labels.is_empty() {
+        query["label"] = json!(labels);
+    }
+    let parameters = [("all", "1".to_owned()), ("size", "1".to_owned()), ("filters", query.to_string())];
+    // The engine computes the sizes, which may take long.
+    let listed = request.engine_target(&target("/containers/json", &parameters));
+    let listed = request.api.engine.send_unbounded("GET", &listed, &[], Bytes::new()).await?;
+    listed.ok().map_err(|e| ApiError::new(listed.status, refusal(&e)))?;
+    let listed: Vec<PrunedContainer> = serde_json::from_slice(&listed.body)
+        .map_err(|e| ApiError::failed(format!("the engine's list of containers cannot be read: {e}")))?;
+    let (mut deleted, mut reclaimed) = (Vec::new(), 0_u64);
+    for container in listed {
+        let labels = container.labels.unwrap_or_default();
+        // Listed in whole seconds: it may have been made at the end of that one.
+        let made = Timestamp(container.created.saturating_add(1).saturating_mul(1_000_000_000).saturating_sub(1));
+        if labels.contains_key(LABEL_TASK_ID) || !pruned.removes(&labels, made) {
+            continue;
+        }
+        let path = request.engine_target(&format!("/containers/{}", encode(&container.id)));
+        // Not by force: one that was started since it was listed stays.
+        if request.api.engine.send("DELETE", &path, &[], Bytes::new()).await?.status.is_success() {
+            reclaimed = reclaimed.saturating_add(u64::try_from(container.size_rw.unwrap_or(0)).unwrap_or(0));
+            deleted.push(container.id);
+        }
+    }
+    let deleted = if deleted.is_empty() { Value::Null } else { json!(deleted) };
+    ok(&json!({ "ContainersDeleted": deleted, "SpaceReclaimed": reclaimed }))
+}
+
+/// What a prune reads of a container.
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct PrunedContainer {
+    id: String,
+    /// In seconds since 1970.
+    created: i64,
+    labels: Option<BTreeMap<String, String>>,
+    size_rw: Option<i64>,
 }
 
 const IS_TASK: &str = "is-task";

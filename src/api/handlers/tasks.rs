@@ -4,6 +4,7 @@ use super::reply::ok;
 use super::request::ApiRequest;
 use crate::api::convert;
 use crate::api::error::{ApiError, Result};
+use crate::api::http_conflicts::{conflicts_of, http_conflicts};
 use crate::api::lookup;
 use crate::api::query::Filters;
 use crate::api::wire;
@@ -37,8 +38,10 @@ pub fn list(request: &ApiRequest) -> Result<Response> {
     let store = request.store()?.read();
     let filters = TaskFilters::resolve(&filters, &store)?;
     let left_out = request.api.control.left_out();
-    let tasks: Vec<_> =
-        filters.candidates(&store).filter(|t| filters.pass(t, &store)).map(|t| shown(t, &store, request, &left_out)).collect();
+    let passing: Vec<&Task> = filters.candidates(&store).filter(|t| filters.pass(t, &store)).collect();
+    let services: BTreeSet<&ServiceId> = passing.iter().map(|task| &task.service_id).collect();
+    let conflicts = conflicts(services, &store);
+    let tasks: Vec<_> = passing.into_iter().map(|t| shown(t, &store, request, &left_out, &conflicts)).collect();
     ok(&tasks)
 }
 
@@ -91,7 +94,7 @@ impl<'a> TaskFilters<'a> {
             && self.filters.any("name", |v| task.display_name().starts_with(v))
             && self.filters.any("desired-state", |v| v.eq_ignore_ascii_case(task.desired_state.as_str()))
             && self.has_runtime(task)
-            && self.filters.labels("label", &task.service_labels)
+            && self.filters.swarm_labels("label", &task.service_labels)
             && (!self.up_to_date || is_current())
     }
 }
@@ -99,16 +102,31 @@ impl<'a> TaskFilters<'a> {
 /// GET /tasks/{id}
 pub fn inspect(request: &ApiRequest, reference: &str) -> Result<Response> {
     let store = request.store()?.read();
-    ok(&shown(lookup::task(&store, reference)?, &store, request, &request.api.control.left_out()))
+    let task = lookup::task(&store, reference)?;
+    let conflicts = conflicts([&task.service_id], &store);
+    ok(&shown(task, &store, request, &request.api.control.left_out(), &conflicts))
+}
+
+/// What of the HTTP routes of all services is not served, if one of these has some.
+fn conflicts<'a>(services: impl IntoIterator<Item = &'a ServiceId>, store: &Store) -> Vec<String> {
+    let has_route = |service: &Service| service.spec.http().is_ok_and(|labels| !labels.routes.is_empty() || labels.is_closed);
+    let mut services = services.into_iter().filter_map(|id| store.service(id));
+    if services.any(has_route) { http_conflicts(store, None) } else { Vec::new() }
 }
 
 /// The task as clients see it.
-fn shown(task: &Task, store: &Store, request: &ApiRequest, left_out: &[UnwrittenObject]) -> wire::Task {
+fn shown(task: &Task, store: &Store, request: &ApiRequest, left_out: &[UnwrittenObject], conflicts: &[String]) -> wire::Task {
     let mut shown = convert::task::task(task, store, request.version);
     if shown.status.err.is_empty() {
-        shown.status.err = unwritten(task, store, left_out).unwrap_or_default();
+        shown.status.err = unwritten(task, store, left_out).or_else(|| conflict(task, conflicts)).unwrap_or_default();
     }
     shown
+}
+
+/// What of its service's HTTP routes another service has: a task that is wanted runs for less than its labels say.
+fn conflict(task: &Task, conflicts: &[String]) -> Option<String> {
+    let mut lines = conflicts_of(conflicts, &task.service_name).filter(|_| task.is_wanted() && task.attached.is_none());
+    lines.next().map(|line| format!("HTTP route: {line}"))
 }
 
 /// What the leader cannot write of a task: its own change; or, as there is no other place where a user would look for it, its
@@ -129,6 +147,47 @@ mod tests {
     use super::*;
     use crate::model::{Timestamp, fixture};
     use crate::store::{Action, Transaction};
+
+    #[test]
+    fn a_host_that_another_service_has_is_an_error_of_the_wanted_tasks() {
+        let service = |id: &str| {
+            let labels = [("skep.http".to_owned(), "a.b".to_owned())].into();
+            let spec = crate::model::ServiceSpec { name: id.to_owned(), labels, ..crate::model::ServiceSpec::default() };
+            Action::create(fixture::service(id, spec))
+        };
+        let task = |id: &str, service: &str, desired_state| Task {
+            desired_state,
+            service_name: service.to_owned(),
+            ..fixture::task_with_resolvers(id, service, "node1", &[])
+        };
+        let tasks = [
+            task("t1", "older", TaskState::Running),
+            task("t2", "young", TaskState::Running),
+            task("t3", "young", TaskState::Shutdown),
+        ];
+        let mut store = Store::default();
+        store.apply(1, &Transaction::new(Timestamp(1), vec![service("older")])).expect("applied");
+        store.apply(2, &Transaction::new(Timestamp(2), vec![service("young")])).expect("applied");
+        let lines = conflicts([&"young".into()], &store);
+        let named = tasks.iter().map(|task| conflict(task, &lines));
+        let expected =
+            Some("HTTP route: a.b/ is older's, which is older: name another host or prefix, or a weight in both".to_owned());
+        assert_eq!(named.collect::<Vec<_>>(), [None, expected, None]);
+        assert!(conflicts([&"other".into()], &store).is_empty());
+        // Stored before such routes were refused.
+        let mut both = store.service(&"young".into()).expect("stored").clone();
+        let router = [
+            ("traefik.http.routers.r.rule", "Host(`a.b`)"),
+            ("traefik.http.services.s.loadbalancer.server.port", "80"),
+            ("traefik.http.routers.r.middlewares", "m"),
+            ("traefik.http.middlewares.m.ipallowlist.sourcerange", "192.0.2.0/24"),
+        ];
+        both.spec.labels.extend(router.map(|(key, value)| (key.to_owned(), value.to_owned())));
+        store.apply(3, &Transaction::new(Timestamp(3), vec![Action::update(both)])).expect("applied");
+        let lines = conflicts([&"young".into()], &store);
+        let named = conflict(&tasks[1], &lines);
+        assert!(named.as_ref().is_some_and(|line| line.contains("a second route of the service for http://a.b/")), "{named:?}");
+    }
 
     #[test]
     fn what_cannot_be_written_is_an_error_of_the_task_or_of_the_wanted_tasks_of_its_service() {

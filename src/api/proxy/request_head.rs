@@ -1,5 +1,6 @@
 //! The head of a request, parsed as far as routing and forwarding need it.
 
+use super::route::origin_form;
 use crate::api::error::ApiError;
 use crate::api::query::split_version;
 use crate::http::framing;
@@ -135,13 +136,13 @@ impl RequestHead {
         out
     }
 
-    /// What the handlers are sent for `read`, which begins with this head: characters that a URI has only percent-encoded
-    /// are encoded now. Clients send them as they are (JSON in the query), and Go's server takes them.
+    /// What the handlers are sent for `read`, which begins with this head: without the server that a target may name, and characters
+    /// that a URI has only percent-encoded are encoded now. Clients send them as they are (JSON in the query), and Go's server takes them.
     ///
     /// # Errors
     /// The target is no path all the same.
     pub fn for_handlers(&self, read: Bytes) -> Result<Bytes, ApiError> {
-        let encoded = encode_target(&self.target);
+        let encoded = encode_target(origin_form(&self.target));
         if !encoded.starts_with('/') || encoded.parse::<hyper::Uri>().is_err() {
             return Err(not_http(&format!("{:?} is not a path", self.target)));
         }

@@ -1,6 +1,6 @@
 //! Decides by method and path whether a request is answered by skep or passed through to the engine.
 
-use crate::api::query::split_version;
+use crate::api::query::decode_segment;
 
 /// Which server answers a request.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -20,28 +20,59 @@ const IS_TASK: &str = "is-task";
 
 /// Routes a request. Unknown paths are the engine's to refuse.
 pub fn destination(method: &str, target: &str) -> Destination {
-    let path = target.split(['?', '#']).next().unwrap_or_default();
-    let (_, path) = split_version(path);
-    let mut segments = path.trim_start_matches('/').split('/');
-    let first = segments.next().unwrap_or_default();
-    if SWARM_PATHS.contains(&first) {
-        return Destination::Skep;
-    }
-    match (method, first, segments.next(), segments.next()) {
-        ("GET" | "HEAD", "_ping", None, None)
-        | ("GET", "version" | "info" | "events", None, None)
-        | ("POST", "containers", Some("create" | "prune"), None) => Destination::Skep,
+    let segments = segments(target);
+    let segments: Vec<&str> = segments.iter().map(String::as_str).collect();
+    match (method, &segments[..]) {
+        (_, [first, ..]) if SWARM_PATHS.contains(first) => Destination::Skep,
+        ("GET" | "HEAD", ["_ping"]) | ("GET", ["version" | "info" | "events"]) | ("POST", ["containers", "create" | "prune"]) => {
+            Destination::Skep
+        }
         // The engine knows no tasks. Plain lists are not delayed.
-        ("GET", "containers", Some("json"), None) if target.contains(IS_TASK) => Destination::Skep,
+        ("GET", ["containers", "json"]) if target.contains(IS_TASK) => Destination::Skep,
         _ => Destination::Engine,
     }
 }
 
 /// Whether skep's reply goes on until the client closes the connection.
 pub fn is_endless(target: &str) -> bool {
-    let path = split_version(target.split(['?', '#']).next().unwrap_or_default()).1;
-    let segments: Vec<&str> = path.trim_start_matches('/').split('/').collect();
+    let segments = segments(target);
+    let segments: Vec<&str> = segments.iter().map(String::as_str).collect();
     matches!(segments[..], ["events"] | ["services" | "tasks", _, "logs"])
+}
+
+/// The segments of the path behind the version, as the engine reads them: decoded, without empty ones and dots. The engine has a swarm of
+/// its own, which no spelling of a path may reach.
+fn segments(target: &str) -> Vec<String> {
+    let path = origin_form(target).split(['?', '#']).next().unwrap_or_default();
+    let path = decode_segment(path);
+    let mut segments = Vec::new();
+    for segment in path.split('/') {
+        match segment {
+            "" | "." => {}
+            ".." => drop(segments.pop()),
+            segment => segments.push(segment.to_owned()),
+        }
+    }
+    // What the engine takes for a version, although it may be none.
+    let is_version = |text: &str| {
+        text.strip_prefix('v').is_some_and(|rest| !rest.is_empty() && rest.chars().all(|c| c.is_ascii_digit() || c == '.'))
+    };
+    if path.starts_with('/') && segments.first().is_some_and(|first| is_version(first)) {
+        segments.remove(0);
+    }
+    segments
+}
+
+/// Path and query of a target that names its server too (`http://docker/info`), which clients may send to any server.
+pub fn origin_form(target: &str) -> &str {
+    let Some((scheme, rest)) = target.split_once(':') else { return target };
+    let is_scheme = scheme.starts_with(|c: char| c.is_ascii_alphabetic())
+        && scheme.chars().all(|c| c.is_ascii_alphanumeric() || "+-.".contains(c));
+    match rest.strip_prefix("//") {
+        _ if !is_scheme => target,
+        Some(rest) => rest.find(['/', '?']).map_or("/", |at| &rest[at..]),
+        None => rest,
+    }
 }
 
 #[cfg(test)]
@@ -55,6 +86,47 @@ mod tests {
         }
         for target in ["/services/logs", "/v1.50/services", "/containers/x/logs"] {
             assert!(!is_endless(target), "{target}");
+        }
+    }
+
+    #[test]
+    fn no_spelling_of_a_path_reaches_the_engines_own_swarm() {
+        for target in [
+            "/%73warm/init",
+            "/v1.44/%73ervices",
+            "/%761.44/services",
+            "/v1.44%2Fservices/create",
+            "//swarm",
+            "/v1.44//swarm/init",
+            "/v1.44/./swarm",
+            "/containers/../swarm/init",
+            "/v1.44/x%2F..%2Fswarm",
+            "/v1/swarm/init",
+            "/v1.44.5/swarm/init",
+            "http://docker/v1.44/swarm/init",
+            "HTTP://docker:2375/swarm",
+            "tcp:/v1.44/swarm",
+        ] {
+            assert_eq!(destination("POST", target), Destination::Skep, "{target}");
+        }
+        for target in ["/containers/%70rune", "http://docker/v1.50/containers/create?name=x"] {
+            assert_eq!(destination("POST", target), Destination::Skep, "{target}");
+        }
+        for target in ["http://docker/images/json", "/images/swarm/json", "/containers/%73warm/start", "/v1.50/images/swarm/../x"]
+        {
+            assert_eq!(destination("GET", target), Destination::Engine, "{target}");
+        }
+    }
+
+    #[test]
+    fn a_target_that_names_its_server_has_a_path() {
+        for (target, path) in [
+            ("http://docker/info?x=1", "/info?x=1"),
+            ("http://docker", "/"),
+            ("/images/a:1/json", "/images/a:1/json"),
+            ("docker:80", "80"),
+        ] {
+            assert_eq!(origin_form(target), path);
         }
     }
 

@@ -1,18 +1,20 @@
 //! Decodes JSON by its schema, with Go's errors.
 
+use super::literals::{float, literal, with_numbers};
 use super::types::{Field, FieldType, Struct};
 use crate::api::error::{ApiError, Result};
 use serde_json::{Map, Value};
 
 /// Decodes a value as Go would decode it into this struct: keys match in any case, unknown ones are dropped, `null` counts
-/// as absent.
+/// as absent. Numbers may be as [`keep_literals`](super::keep_literals) leaves them.
 ///
 /// # Errors
 /// 400 with Go's error for the first wrong type.
 pub fn decode(value: Value, schema: &'static Struct) -> Result<Value> {
+    let is_number = literal(&value).is_some();
     match value {
         Value::Null => Ok(Value::Object(Map::new())),
-        Value::Object(map) => decode_object(map, schema.fields, schema.name),
+        Value::Object(map) if !is_number => decode_object(map, schema.fields, schema.name),
         other => Err(ApiError::bad(format!(
             "invalid JSON: json: cannot unmarshal {} into Go value of type {}",
             kind(&other),
@@ -36,11 +38,14 @@ fn decode_object(map: Map<String, Value>, fields: &[Field], path: &str) -> Resul
 }
 
 fn decode_field(value: Value, ty: &FieldType, path: &str) -> Result<Value> {
+    let is_number = literal(&value).is_some();
     match (ty, value) {
-        (FieldType::Any, value)
-        | (FieldType::Str, value @ Value::String(_))
+        (FieldType::Any, value) => Ok(with_numbers(value)),
+        (FieldType::Str, value @ Value::String(_))
         | (FieldType::Bool, value @ Value::Bool(_))
         | (FieldType::Float, value @ Value::Number(_)) => Ok(value),
+        (FieldType::Float, value) if is_number => float(&value).ok_or_else(|| wrong_type(&value, "float32", path)),
+        (ty, value) if is_number => Err(wrong_type(&value, &ty.go_name(), path)),
         (FieldType::Int(name, min, max), value) => {
             let number = value.as_i64().map(i128::from).or_else(|| value.as_u64().map(i128::from));
             match number {
@@ -67,6 +72,7 @@ fn decode_field(value: Value, ty: &FieldType, path: &str) -> Result<Value> {
         (FieldType::Objects(name, fields), Value::Array(list)) => list
             .into_iter()
             .map(|v| match v {
+                v if literal(&v).is_some() => Err(wrong_type(&v, name, path)),
                 Value::Object(map) => decode_object(map, fields, path),
                 Value::Null => Ok(Value::Object(Map::new())),
                 other => Err(wrong_type(&other, name, path)),
@@ -102,10 +108,12 @@ fn decode_string(value: Value, path: &str) -> Result<Value> {
 
 /// Go's error for a value that does not fit the type of the field at `path`.
 fn wrong_type(value: &Value, ty: &str, path: &str) -> ApiError {
-    let found = if ty.starts_with("uint") || ty.starts_with("int") || ty == "time.Duration" {
-        value.as_number().map_or_else(|| kind(value).to_owned(), |n| format!("number {n}"))
-    } else {
-        kind(value).to_owned()
+    let is_numeric =
+        ["uint", "int", "float", "time.Duration", "fs.FileMode"].iter().any(|of| ty.starts_with(of)) && ty != "interface {}";
+    let number = literal(value).map(str::to_owned).or_else(|| value.as_number().map(ToString::to_string));
+    let found = match number {
+        Some(number) if is_numeric => format!("number {number}"),
+        _ => kind(value).to_owned(),
     };
     ApiError::bad(format!("invalid JSON: json: cannot unmarshal {found} into Go struct field {path} of type {ty}"))
 }
@@ -113,6 +121,7 @@ fn wrong_type(value: &Value, ty: &str, path: &str) -> ApiError {
 /// What Go calls a JSON value of this type.
 fn kind(value: &Value) -> &'static str {
     match value {
+        value if literal(value).is_some() => "number",
         Value::Null => "null",
         Value::Bool(_) => "bool",
         Value::Number(_) => "number",
@@ -140,6 +149,48 @@ mod tests {
         for (bad, at) in [("not base64!", 3), ("eA=", 3), ("e===", 1), ("eA==x", 4), ("eHh4=", 4), ("e", 1)] {
             assert_eq!(invalid_base64(bad), Some(at), "{bad:?}");
         }
+    }
+
+    fn posted(text: &str) -> Result<Value> {
+        let kept = super::super::keep_literals(text.as_bytes(), 64);
+        decode(serde_json::from_slice(kept.as_deref().unwrap_or(text.as_bytes())).unwrap(), &SERVICE_SPEC)
+    }
+
+    #[test]
+    fn numbers_are_repeated_as_they_were_posted() {
+        let prefix = "invalid JSON: json: cannot unmarshal number";
+        for (spec, why) in [
+            (
+                r#"{"Mode":{"Replicated":{"Replicas":99999999999999999999}}}"#,
+                " 99999999999999999999 into Go struct field \
+             ServiceSpec.Mode.Replicated.Replicas of type uint64",
+            ),
+            (
+                r#"{"UpdateConfig":{"Delay":1e30}}"#,
+                " 1e30 into Go struct field ServiceSpec.UpdateConfig.Delay of type time.Duration",
+            ),
+            (
+                r#"{"UpdateConfig":{"Delay":1.50}}"#,
+                " 1.50 into Go struct field ServiceSpec.UpdateConfig.Delay of type time.Duration",
+            ),
+            (
+                r#"{"UpdateConfig":{"MaxFailureRatio":1e400}}"#,
+                " 1e400 into Go struct field \
+             ServiceSpec.UpdateConfig.MaxFailureRatio of type float32",
+            ),
+            (r#"{"Name":1.5}"#, " into Go struct field ServiceSpec.Name of type string"),
+            (r#"{"TaskTemplate":2.5}"#, " into Go struct field ServiceSpec.TaskTemplate of type swarm.TaskSpec"),
+            (
+                r#"{"TaskTemplate":{"Networks":[2.5]}}"#,
+                " into Go struct field ServiceSpec.TaskTemplate.Networks of type \
+             swarm.NetworkAttachmentConfig",
+            ),
+            ("1.5", " into Go value of type swarm.ServiceSpec"),
+        ] {
+            assert_eq!(posted(spec).unwrap_err().message, format!("{prefix}{why}"), "{spec}");
+        }
+        let taken = posted(r#"{"UpdateConfig":{"MaxFailureRatio":0.25},"TaskTemplate":{"PluginSpec":{"x":1.5}}}"#).unwrap();
+        assert_eq!(taken, json!({"UpdateConfig": {"MaxFailureRatio": 0.25}, "TaskTemplate": {"PluginSpec": {"x": 1.5}}}));
     }
 
     #[test]

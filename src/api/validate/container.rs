@@ -197,6 +197,7 @@ mod tests {
             (json!({"Privileges": {"Seccomp": {"Mode": "x"}}}), "seccomp mode \"x\""),
             (json!({"Privileges": {"AppArmor": {"Mode": "x"}}}), "AppArmor mode \"x\""),
             (json!({"Healthcheck": {"StartInterval": 5}}), "StartInterval in HealthConfig cannot be less than 1ms"),
+            (json!({"Healthcheck": {"Retries": -1}}), "Retries in HealthConfig cannot be negative"),
         ] {
             let said = refusal(container.clone());
             assert!(said.starts_with("rpc error: code = InvalidArgument desc = ContainerSpec: "), "{container}: {said}");

@@ -1,6 +1,7 @@
 //! Labels that describe HTTP routes.
 
 use crate::api::error::{ApiError, Result};
+use crate::api::http_conflicts::{conflicts_of, http_conflicts};
 use crate::model::http::HTTP;
 use crate::model::{Protocol, Service, ServiceSpec};
 use crate::store::Store;
@@ -31,7 +32,12 @@ pub fn http_labels(spec: &ServiceSpec, own: Option<&Service>, store: &Store) -> 
             "{refused}: leave it out (with traefik.enable=false skep reads no label of Traefik), or run a proxy that publishes port 80"
         )));
     }
-    Ok([labels.refused, labels.notes].concat())
+    if labels.routes.is_empty() {
+        return Ok([labels.refused, labels.notes].concat());
+    }
+    let conflicts = http_conflicts(store, Some((spec, own)));
+    let conflicts = conflicts_of(&conflicts, &spec.name).map(|line| format!("HTTP route: {line}")).collect();
+    Ok([labels.refused, labels.notes, conflicts].concat())
 }
 
 fn publishes_web(spec: &ServiceSpec) -> bool {
@@ -68,6 +74,32 @@ mod tests {
         assert!(message(http_labels(&wrong, None, &store)).contains("skep.http.prot"));
         let certificate = spec("web", &[(HTTP, "a.b"), ("skep.http.tls", "cert")], None);
         assert!(message(http_labels(&certificate, None, &store)).contains("secret not found: cert"));
+    }
+
+    #[test]
+    fn a_host_that_another_service_has_is_a_warning() {
+        let mut store = Store::default();
+        let older = fixture::service("s1", spec("older", &[(HTTP, "a.b")], None));
+        store.apply(1, &Transaction::new(Timestamp(1), vec![Action::create(older)])).expect("applied");
+        let warnings = |spec: &ServiceSpec, own: Option<&Service>| http_labels(spec, own, &store).expect("accepted");
+        let young = spec("young", &[(HTTP, "a.b,c.d")], None);
+        let [warning] = &warnings(&young, None)[..] else { panic!("{:?}", warnings(&young, None)) };
+        assert!(warning.contains("HTTP route: a.b/ is older's, which is older"), "{warning}");
+        assert_eq!(warnings(&spec("young", &[(HTTP, "c.d")], None), None), [""; 0]);
+        let own = store.service(&"s1".into()).expect("stored");
+        assert_eq!(warnings(&own.spec, Some(own)), [""; 0], "it is no conflict with itself");
+    }
+
+    #[test]
+    fn two_routes_of_one_service_for_the_same_requests_are_refused() {
+        let labels = [
+            (HTTP, "a.b"),
+            ("skep.http.port", "81"),
+            ("traefik.http.routers.r.rule", "Host(`a.b`)"),
+            ("traefik.http.services.s.loadbalancer.server.port", "80"),
+        ];
+        let refused = message(http_labels(&spec("web", &labels, None), None, &Store::default()));
+        assert!(refused.contains("a second route of the service for http://a.b/"), "{refused}");
     }
 
     #[test]

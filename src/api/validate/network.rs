@@ -351,6 +351,15 @@ mod tests {
     }
 
     #[test]
+    fn another_driver_of_addresses_than_the_default_one_is_refused_by_name() {
+        let with = |driver: &str| network_spec(&json!({ "Name": "back", "Driver": "overlay", "IPAM": { "Driver": driver } }));
+        assert!(with("").is_ok() && with("default").is_ok());
+        let why = with("dhcp").unwrap_err();
+        assert_eq!(why.status.as_u16(), 501);
+        assert!(why.message.contains("IPAM.Driver") && why.message.contains("dhcp"), "{why}");
+    }
+
+    #[test]
     fn a_range_and_auxiliary_addresses_must_be_within_the_subnet() {
         let config =
             json!({ "Subnet": "172.20.0.0/22", "IPRange": "172.20.2.0/24", "AuxiliaryAddresses": { "router": "172.20.0.9" } });

@@ -140,6 +140,28 @@ mod tests {
     }
 
     #[test]
+    fn swap_has_bounds_and_needs_a_limit_of_memory() {
+        let limited = |swap: i64| refusal(json!({"Limits": {"MemoryBytes": 64 << 20}, "SwapBytes": swap}));
+        assert_eq!((limited(-1), limited(0), limited(64 << 20)), (None, None, None));
+        assert_eq!((refusal(json!({"SwapBytes": 0})), refusal(json!({"SwapBytes": -1}))), (None, None));
+        for (resources, expected) in [
+            (json!({"SwapBytes": 1}), "a limit of swap needs a limit of memory"),
+            (json!({"SwapBytes": -2}), "invalid swap value -2: must be -1 or more"),
+            (
+                json!({"Limits": {"MemoryBytes": 64 << 20}, "SwapBytes": i64::MAX}),
+                "invalid swap value 9223372036854775807: with the memory limit it is too large",
+            ),
+            (json!({"MemorySwappiness": -2}), "invalid memory swappiness -2: must be from -1 to 100"),
+            (json!({"MemorySwappiness": 101}), "invalid memory swappiness 101: must be from -1 to 100"),
+        ] {
+            assert_eq!(refusal(resources), Some(format!("rpc error: code = InvalidArgument desc = {expected}")));
+        }
+        for swappiness in [-1, 0, 100] {
+            assert_eq!(refusal(json!({"MemorySwappiness": swappiness})), None);
+        }
+    }
+
+    #[test]
     fn generic_resources_that_no_node_can_give_are_refused() {
         let discrete = |kind: &str, value: i64| json!({"DiscreteResourceSpec": {"Kind": kind, "Value": value}});
         let reserve = |list: Value| refusal(json!({"Reservations": {"GenericResources": list}}));

@@ -287,6 +287,30 @@ mod tests {
         }
     }
 
+    /// The real server has one function for both; its words speak of the update.
+    #[test]
+    fn ways_of_updating_and_of_rolling_back_are_refused_in_the_same_words() {
+        for of in ["UpdateConfig", "RollbackConfig"] {
+            let refused = |config: Value| {
+                let mut posted = with_container(json!({"Image": "lab:1"}));
+                posted[of] = config;
+                read(posted).and_then(|spec| service(&spec)).expect_err("refused").message
+            };
+            let invalid = "rpc error: code = InvalidArgument desc = TaskSpec: update-";
+            assert_eq!(refused(json!({"FailureAction": "foo"})), "unrecognized update failure action foo", "{of}");
+            assert_eq!(refused(json!({"Order": "foo"})), "unrecognized update order foo", "{of}");
+            assert_eq!(refused(json!({"Delay": -1})), format!("{invalid}delay cannot be negative"), "{of}");
+            assert_eq!(refused(json!({"Monitor": -1})), format!("{invalid}monitor cannot be negative"), "{of}");
+            for ratio in [-0.5, 1.5] {
+                let ratio = refused(json!({ "MaxFailureRatio": ratio }));
+                assert_eq!(ratio, format!("{invalid}maxfailureratio cannot be less than 0 or bigger than 1"), "{of}");
+            }
+            let why = refused(json!({"Parallelism": -1}));
+            let field = format!("ServiceSpec.{of}.Parallelism of type uint64");
+            assert_eq!(why, format!("invalid JSON: json: cannot unmarshal number -1 into Go struct field {field}"));
+        }
+    }
+
     #[test]
     fn labels_of_skep_are_validated() {
         let with_label = |key: &str, value: &str| {

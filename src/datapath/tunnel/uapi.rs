@@ -2,6 +2,7 @@
 
 use super::super::TunnelPeerState;
 use super::pump::Ends;
+use crate::accept::accept_each;
 use crate::clock::{Clock as _, SystemClock};
 use crate::model::WgKey;
 use std::collections::BTreeMap;
@@ -11,6 +12,7 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::{UnixListener, UnixStream};
+use tokio_util::sync::{CancellationToken, DropGuard};
 
 /// Directory in which `wg` expects the sockets.
 const DIRECTORY: &str = "/var/run/wireguard";
@@ -34,20 +36,26 @@ pub(super) fn serve(device: &str, port: u16, ends: &Arc<Ends>) -> Option<UapiSoc
         }
     };
     let ends = Arc::downgrade(ends);
+    let stop = CancellationToken::new();
+    let served = stop.clone();
     tokio::spawn(async move {
-        while let Ok((stream, _)) = listener.accept().await {
+        accept_each(listener, "the socket of `wg show`", &served, |stream, ()| {
             tokio::spawn(answer(stream, port, Weak::clone(&ends)));
-        }
+        })
+        .await;
     });
-    Some(UapiSocketFile(path))
+    Some(UapiSocketFile { path, _stop: stop.drop_guard() })
 }
 
-/// The file of the socket, removed when dropped.
-pub(super) struct UapiSocketFile(PathBuf);
+/// The file of the socket, removed when dropped; no connection is accepted then.
+pub(super) struct UapiSocketFile {
+    path: PathBuf,
+    _stop: DropGuard,
+}
 
 impl Drop for UapiSocketFile {
     fn drop(&mut self) {
-        let _ = std::fs::remove_file(&self.0);
+        let _ = std::fs::remove_file(&self.path);
     }
 }
 

@@ -48,7 +48,8 @@ fn name_type_and_limits_of_a_query() {
         (Some(513), 513, None),
         (Some(1232), 1232, None),
         (Some(4096), 4096, None),
-        (Some(65_535), 4096, None),
+        (Some(8192), 8192, None),
+        (Some(65_535), 8192, None),
     ] {
         let request = parsed(&query("whoami.", RecordType::A, payload));
         assert_eq!(request.udp_limit(9), AnswerLimit { bytes, subset }, "{payload:?}");

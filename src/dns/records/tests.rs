@@ -360,6 +360,19 @@ fn answer_in(view: &NodeView, vips: bool, from: &str, name: &str, kind: RecordTy
     sorted(records.answer(gateway.into(), IpAddr::from(source), name, kind, &mut rng()))
 }
 
+/// The host would ask the machine that has the address on the networks outside.
+#[test]
+fn a_resolver_with_an_address_of_an_overlay_network_is_passed_over() {
+    let mut view = services();
+    let task = fixture::task_with_resolvers("web1id", "web", ME, &["10.0.1.53", "192.0.2.53", "fd00:7::53", "2001:db8::53"]);
+    view.tasks = Arc::new(Tasks { by_id: BTreeMap::from([(task.id.clone(), Arc::new(task))]), ..Tasks::default() });
+    let cluster = Arc::make_mut(&mut view.cluster);
+    cluster.subnets = vec!["10.0.1.0/24".parse().unwrap()];
+    cluster.pairs = vec![crate::model::SubnetPair { v4: "10.0.1.0/24".parse().unwrap(), v6: "fd00:7::/64".parse().unwrap() }];
+    let answer = answer_in(&view, false, "web", "example.test", RecordType::A);
+    assert_eq!(answer, forward_to(&["192.0.2.53", "2001:db8::53"]));
+}
+
 #[test]
 fn a_service_without_a_task_is_known_with_its_virtual_address_or_without_records() {
     let view = services();

@@ -103,7 +103,7 @@ pub(super) fn desired_datapath(tables: &mut TableCache, view: &NodeView, inputs:
                 convert::further_subnet(further.subnet.network(), further.subnet.prefix_len(), network.subnet.network());
             desired.subnets6.insert((length, first), subnet);
         }
-        let backends = network.members.iter().filter_map(|task| backend(&nodes, me, host_devices, network.ingress, task));
+        let backends = network.members.iter().filter_map(|task| backend(&nodes, inputs, network.ingress, task));
         desired.backends.extend(backends);
         desired.sources.extend(network.subnets().into_iter().map(|subnet| source(NO_CLIENT, IpNet::V4(subnet))));
     }
@@ -114,8 +114,7 @@ pub(super) fn desired_datapath(tables: &mut TableCache, view: &NodeView, inputs:
     desired.sources.extend(subnets.iter().map(|subnet| source(NO_CLIENT, IpNet::V4(*subnet))));
     desired.sources.extend(view.cluster.pairs.iter().map(|pair| source(NO_CLIENT, IpNet::V6(pair.v6))));
     for node in view.cluster.nodes.iter().filter(|node| node.node_id != *me) {
-        let addresses = node.endpoints.iter().map(|endpoint| IpNet::from(endpoint.ip().to_canonical()));
-        desired.sources.extend(addresses.map(|address| source(NODE, address)));
+        desired.sources.extend(node.known_addresses().map(|address| source(NODE, address.into())));
     }
     desired.sources.insert(source(NO_CLIENT, IpNet::V6(view.cluster.mesh.0)));
     if ports_unavailable(unavailable).is_none() {
@@ -197,19 +196,19 @@ pub(super) fn is_vip_backend(task: &TaskEndpoint) -> bool {
     task.backend && task.endpoint_mode == EndpointMode::Vip
 }
 
-/// The entry of a task's container on a network; `ingress`: it is the one of that name. `None` if its node is unknown or down or
-/// the container has ended, so that its flows are selected again and answered, or if it is this node's and has no device yet.
-pub(super) fn backend(
-    nodes: &NodesById,
-    me: &NodeId,
-    host_devices: &HostDevices,
-    ingress: bool,
-    task: &TaskEndpoint,
-) -> Option<(V4, Backend)> {
-    let node = nodes.get(&task.node_id).filter(|node| !node.down && !task.gone)?;
-    let ifindex = if task.node_id == *me { host_devices.veths.get(&task.address)?.1 } else { 0 };
+/// The entry of a task's container on a network; `ingress`: it is the one of that name. `None` if its node is unknown or lost or
+/// the container has ended, so that its flows are selected again and answered, or if it is this node's and has no device yet. Of a
+/// node that is down and answers here, the daemon alone is gone: it is sent nothing new, and its connections last.
+pub(super) fn backend(nodes: &NodesById, inputs: &Inputs, ingress: bool, task: &TaskEndpoint) -> Option<(V4, Backend)> {
+    let (own, node) = (task.node_id == *inputs.me, nodes.get(&task.node_id)?);
+    // A node that returns is down in its own first view.
+    let down = node.down && !own;
+    if task.gone || (down && inputs.lost.is_some_and(|lost| lost.contains(&task.node_id))) {
+        return None;
+    }
+    let ifindex = if own { inputs.host_devices.veths.get(&task.address)?.1 } else { 0 };
     let owner = owner(task.service_id.as_str().as_bytes());
-    let (serving, prefix) = (task.backend.into(), convert::prefix(node.subnet.addr()));
+    let (serving, prefix) = ((task.backend && !down).into(), convert::prefix(node.subnet.addr()));
     let backend = Backend { ifindex, serving, prefix, owner, flags: if ingress { INGRESS } else { 0 } };
     Some((convert::v4(task.address), backend))
 }

@@ -11,7 +11,7 @@ use crate::model::{IpFamily, Listens, NodeView, Protocol};
 use ipnet::Ipv4Net;
 use skep_ebpf::{NO_CLIENT, NODE, convert, owner};
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -25,6 +25,8 @@ fn view() -> NodeView {
     let nodes = [1, 2].map(|number| Peer {
         endpoints: vec![format!("192.0.2.{number}:2399").parse().unwrap()],
         ebpf: true,
+        advertised: Some([203, 0, 113, number].into()),
+        addresses: vec!["::ffff:198.51.100.9".parse().unwrap(), format!("2001:db8::{number}").parse().unwrap()],
         ..peer(number)
     });
     let cluster = ClusterPart {
@@ -38,13 +40,18 @@ fn view() -> NodeView {
 }
 
 fn desired(view: &NodeView, held: Option<&HeldPorts>) -> DesiredDatapath {
+    desired_without(view, held, &BTreeSet::new())
+}
+
+/// With nodes that are lost.
+fn desired_without(view: &NodeView, held: Option<&HeldPorts>, lost: &BTreeSet<crate::model::NodeId>) -> DesiredDatapath {
     let (devices, members, unavailable) = (HostDevices::default(), BTreeMap::new(), BTreeMap::new());
     let held = held.map(|held| Arc::new(held.clone()));
     let held = held.as_ref();
     let me = "node1".into();
     let udp_idle = Duration::from_mins(1);
-    let inputs =
-        Inputs { me: &me, host_devices: &devices, members: &members, unavailable: &unavailable, held, left: None, udp_idle };
+    let (unavailable, lost) = (&unavailable, Some(lost));
+    let inputs = Inputs { me: &me, lost, host_devices: &devices, members: &members, unavailable, held, left: None, udp_idle };
     desired_datapath(&mut TableCache::default(), view, &inputs)
 }
 
@@ -90,14 +97,15 @@ fn only_addresses_of_networks_are_no_clients() {
         .iter()
         .filter(|(length, source)| source.scope == NO_CLIENT && *length > 128)
         .filter_map(|(length, source)| {
-            let std::net::IpAddr::V4(address) = convert::to_address(source.address) else { return None };
+            let IpAddr::V4(address) = convert::to_address(source.address) else { return None };
             Some(Ipv4Net::new(address, u8::try_from(length - 128).unwrap()).unwrap())
         })
         .collect();
     assert_eq!(networks, ["10.0.0.0/24", "10.0.7.0/24"].map(|net| net.parse().unwrap()).into());
-    let nodes: Vec<_> = desired.sources.iter().filter(|(_, source)| source.scope == NODE).collect();
-    assert_eq!(nodes.len(), 1, "the other node");
-    assert_eq!(convert::to_address(nodes[0].1.address), Ipv4Addr::new(192, 0, 2, 2));
+    let nodes = desired.sources.iter().filter(|(_, source)| source.scope == NODE);
+    let nodes: BTreeSet<IpAddr> = nodes.map(|(_, source)| convert::to_address(source.address)).collect();
+    let others = ["192.0.2.2", "203.0.113.2", "198.51.100.9", "2001:db8::2"].map(|address| address.parse().unwrap());
+    assert_eq!(nodes, others.into(), "every address of the other node");
     assert_eq!(desired.config.tunnel_port, convert::port(2399));
 }
 
@@ -112,9 +120,28 @@ fn a_backend_has_its_service_as_owner_and_ends_with_its_container_or_node() {
     let mut ended = running.clone();
     change_task(&mut ended, |task| task.gone = true);
     assert!(!desired(&ended, None).backends.contains_key(&key));
+    let lost = BTreeSet::from(["node2".into()]);
+    assert_eq!(desired_without(&running, None, &lost), desired(&running, None), "it is up again");
     let mut down = running;
     Arc::make_mut(&mut down.cluster).nodes[1].down = true;
-    assert!(!desired(&down, None).backends.contains_key(&key));
+    assert_eq!(desired(&down, None).backends[&key].serving, 0, "it answers: its daemon alone is gone");
+    assert!(!desired_without(&down, None, &lost).backends.contains_key(&key));
+}
+
+#[test]
+fn a_node_that_is_down_in_its_own_view_has_its_containers() {
+    let mut own = view();
+    change_task(&mut own, |task| task.node_id = "node1".into());
+    let nodes = &mut Arc::make_mut(&mut own.cluster).nodes;
+    for node in nodes {
+        node.down = true;
+    }
+    let devices = HostDevices { veths: BTreeMap::from([(TASK, ("veth".to_owned(), 9))]), ..HostDevices::default() };
+    let (me, members, unavailable, udp_idle) = ("node1".into(), BTreeMap::new(), BTreeMap::new(), Duration::from_mins(1));
+    let (unavailable, lost) = (&unavailable, None);
+    let inputs =
+        Inputs { me: &me, lost, host_devices: &devices, members: &members, unavailable, held: None, left: None, udp_idle };
+    assert_eq!(desired_datapath(&mut TableCache::default(), &own, &inputs).backends[&convert::v4(TASK)].serving, 1);
 }
 
 #[test]

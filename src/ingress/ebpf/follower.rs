@@ -17,7 +17,7 @@ use crate::protocol::entries::differing;
 use ipnet::{Ipv4Net, Ipv6Net};
 use skep_ebpf::{V4, convert};
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -106,7 +106,7 @@ impl DesiredState {
         for (ingress, task) in members.filter(|(_, task)| changed(&task.address)) {
             dirty.backends.insert(convert::v4(task.address));
             self.desired.backends.remove(&convert::v4(task.address));
-            self.desired.backends.extend(backend(&nodes, inputs.me, inputs.host_devices, ingress, task));
+            self.desired.backends.extend(backend(&nodes, inputs, ingress, task));
         }
     }
 
@@ -134,7 +134,7 @@ impl DesiredState {
         }
         for task in tasks.iter().filter_map(|(_, is)| *is) {
             dirty.backends.insert(convert::v4(task.address));
-            self.desired.backends.extend(backend(nodes, inputs.me, inputs.host_devices, now.ingress, task));
+            self.desired.backends.extend(backend(nodes, inputs, now.ingress, task));
             if let Some(vip) = vip_of(now, task) {
                 self.desired.vips.get_mut(&vip)?.tasks.insert(task.address, !task.starting);
                 vips.insert(vip);
@@ -230,6 +230,7 @@ struct Dependencies {
     host_devices: HostDevices,
     unavailable: BTreeMap<Hook, String>,
     left: LeftObjects,
+    lost: BTreeSet<NodeId>,
 }
 
 #[derive(PartialEq)]
@@ -238,6 +239,7 @@ struct NodeDependencies {
     hostname: String,
     subnet: Ipv6Net,
     endpoints: Vec<SocketAddr>,
+    addresses: Vec<IpAddr>,
     ebpf: bool,
     down: bool,
 }
@@ -249,6 +251,7 @@ impl NodeDependencies {
             hostname: node.hostname.clone(),
             subnet: node.subnet,
             endpoints: node.endpoints.clone(),
+            addresses: node.known_addresses().collect(),
             ebpf: node.ebpf,
             down: node.down,
         }
@@ -269,6 +272,7 @@ impl Dependencies {
             host_devices: HostDevices { veths: BTreeMap::new(), ..inputs.host_devices.clone() },
             unavailable: inputs.unavailable.clone(),
             left: inputs.left.cloned().unwrap_or_default(),
+            lost: inputs.lost.cloned().unwrap_or_default(),
         }
     }
 }

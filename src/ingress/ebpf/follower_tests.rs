@@ -25,6 +25,8 @@ struct Scenario {
     services: BTreeMap<u8, ScenarioService>,
     /// Whether each node has an eBPF datapath.
     ebpf: [bool; 2],
+    /// The other node's host has a further address.
+    further_address: bool,
     /// Tasks of this node whose containers have a device.
     devices: BTreeSet<u8>,
 }
@@ -57,10 +59,12 @@ fn scenarios() -> impl Strategy<Value = Scenario> {
     let services = proptest::collection::btree_map(0_u8..5, service, 1..5);
     let ebpf = proptest::array::uniform2(proptest::bool::weighted(0.9));
     let device = (0_u8..24, proptest::bool::weighted(0.9)).prop_map(|(task, exists)| exists.then_some(task));
-    (tasks, services, ebpf, proptest::collection::vec(device, 40)).prop_map(|(tasks, services, ebpf, devices)| Scenario {
+    let all = (tasks, services, ebpf, any::<bool>(), proptest::collection::vec(device, 40));
+    all.prop_map(|(tasks, services, ebpf, further_address, devices)| Scenario {
         tasks,
         services,
         ebpf,
+        further_address,
         devices: devices.into_iter().flatten().collect(),
     })
 }
@@ -75,6 +79,7 @@ fn histories() -> impl Strategy<Value = Vec<Scenario>> {
             match (kind, task) {
                 (0, _) => next.services = other.services,
                 (1, _) => next.ebpf = other.ebpf,
+                (4, _) => next.further_address = other.further_address,
                 (2, _) => next.devices = other.devices,
                 // The address passes to another task.
                 (3, _) => {
@@ -148,6 +153,7 @@ fn view(scenario: &Scenario) -> NodeView {
     let node = |number: u8| Peer {
         subnet: mesh().node(u16::from(number) + 1),
         ebpf: scenario.ebpf[usize::from(number)],
+        addresses: if number == 1 && scenario.further_address { vec![[198, 51, 100, 7].into()] } else { Vec::new() },
         ..peer(number + 1)
     };
     let network = NetworkPart {
@@ -165,6 +171,7 @@ fn a_task_that_stops_changes_the_entries_of_its_service_only() {
         tasks: (0..6).map(|number| (number, task(number))).collect(),
         services: (0..5).map(|number| (number, service.clone())).collect(),
         ebpf: [true; 2],
+        further_address: false,
         devices: (0..24).collect(),
     };
     let mut after = before.clone();
@@ -176,6 +183,7 @@ fn a_task_that_stops_changes_the_entries_of_its_service_only() {
         members: &members,
         unavailable: &none,
         held: None,
+        lost: None,
         left: None,
         udp_idle: Duration::from_mins(1),
     };
@@ -201,6 +209,7 @@ fn a_container_that_starts_here_changes_its_own_entry_only() {
         tasks: (0..6).map(|number| (number, task(number % 2))).collect(),
         services: [(0, ScenarioService { published: true, udp: false, guarded: false })].into(),
         ebpf: [true; 2],
+        further_address: false,
         devices: BTreeSet::new(),
     };
     let (me, none, view) = (node_id(0), BTreeMap::new(), view(&scenario));
@@ -211,6 +220,7 @@ fn a_container_that_starts_here_changes_its_own_entry_only() {
     let (first, second) = (devices(&[0]), devices(&[0, 2]));
     let members = [BTreeMap::new(), BTreeMap::from([(skep_ebpf::NetnsMembership { cookie: 7, network: 1, zero: 0 }, 1)])];
     let inputs = |host_devices, members| Inputs {
+        lost: None,
         left: None,
         me: &me,
         host_devices,
@@ -245,7 +255,8 @@ proptest! {
             }
             let veths = scenario.devices.iter().map(|task| (address(*task), (format!("v{task}"), u32::from(*task) + 1)));
             let host_devices = HostDevices { veths: veths.collect(), ..HostDevices::default() };
-            let inputs = Inputs { me: &me, host_devices: &host_devices, members: &members, unavailable: &none, held: None, left: None, udp_idle: Duration::from_mins(1) };
+            let inputs = Inputs { me: &me, host_devices: &host_devices, members: &members, unavailable: &none, held: None, lost: None,
+            left: None, udp_idle: Duration::from_mins(1) };
             let changed = desired.update(&next, &inputs);
             let computed = desired_datapath(&mut TableCache::default(), &next, &inputs);
             prop_assert_eq!(desired.desired(), &computed);

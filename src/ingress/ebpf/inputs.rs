@@ -4,7 +4,7 @@ use super::left_objects::LeftObjects;
 use crate::datapath::ebpf::{Hook, HostDevices, Members};
 use crate::ingress::HeldPorts;
 use crate::model::NodeId;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,6 +13,8 @@ use std::time::Duration;
 pub struct Inputs<'a> {
     /// This node.
     pub me: &'a NodeId,
+    /// Nodes that are down and do not answer here; `None`: none.
+    pub lost: Option<&'a BTreeSet<NodeId>>,
     pub host_devices: &'a HostDevices,
     /// Container namespaces on networks.
     pub members: &'a Members,

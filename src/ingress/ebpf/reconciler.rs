@@ -52,11 +52,12 @@ pub async fn run(
 ) {
     let mut reconciler = EbpfReconciler::new(me, ebpf, timing);
     let mut device_changes = reconciler.ebpf.device_changes();
-    let (mut view_closed, mut sandboxes_closed, mut held_closed) = (false, false, false);
+    let (mut view_closed, mut sandboxes_closed, mut held_closed, mut lost_closed) = (false, false, false, false);
     loop {
         let view = channels.view.borrow_and_update().clone();
         let sandboxes = channels.sandboxes.borrow_and_update().clone();
         reconciler.held.clone_from(&channels.held.borrow_and_update());
+        reconciler.lost.clone_from(&channels.lost.borrow_and_update());
         let pause = match view {
             Some(view) => reconciler.pass(&view, &sandboxes, &channels).await,
             None => timing.tick,
@@ -66,6 +67,7 @@ pub async fn run(
             changed = channels.view.changed(), if !view_closed => view_closed = changed.is_err(),
             changed = channels.sandboxes.changed(), if !sandboxes_closed => sandboxes_closed = changed.is_err(),
             changed = channels.held.changed(), if !held_closed => held_closed = changed.is_err(),
+            changed = channels.lost.changed(), if !lost_closed => lost_closed = changed.is_err(),
             () = device_changes.changed() => {}
             () = reconciler.rush() => reconciler.rushed = true,
             () = tokio::time::sleep(pause) => {}
@@ -101,6 +103,8 @@ struct EbpfReconciler {
     timing: EbpfTiming,
     /// Ports that this node's listeners hold, as last published.
     held: Option<Arc<HeldPorts>>,
+    /// Nodes that are down and do not answer here, as last published.
+    lost: BTreeSet<NodeId>,
     namespaces: Namespaces,
     /// Hooks that cannot be attached, with the reason, as of the last observation.
     unavailable: BTreeMap<Hook, String>,
@@ -189,6 +193,7 @@ impl EbpfReconciler {
             ebpf,
             timing,
             held: None,
+            lost: BTreeSet::new(),
             namespaces: Namespaces::default(),
             unavailable: BTreeMap::new(),
             desired: DesiredState::default(),
@@ -404,6 +409,7 @@ impl EbpfReconciler {
         let members: Members = members.iter().flat_map(|(_, entries)| *entries).collect();
         let inputs = Inputs {
             me: &self.me,
+            lost: Some(&self.lost),
             host_devices: &actual.host_devices,
             members: &members,
             unavailable: &self.unavailable,

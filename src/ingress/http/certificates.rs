@@ -3,9 +3,9 @@
 
 use super::certified::certified;
 use super::challenges::{Challenges, PROTOCOL};
-use super::claims::HttpClaim;
-use super::index::HostIndex;
+use super::index::{HostIndex, PathPrefix};
 use super::table::HttpTable;
+use crate::model::http::claims::HttpClaim;
 use crate::model::{SecretId, Timestamp};
 use crate::sync::lock;
 use crate::trust;
@@ -16,7 +16,7 @@ use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
 
 /// Hosts that one self-signed certificate names.
@@ -27,6 +27,8 @@ const MOST_NAMES: usize = 100;
 pub(super) struct Certificates {
     current: ArcSwap<ByHost>,
     loaded: Mutex<LoadedCertificates>,
+    /// Hosts that the certificate of their secret does not name, with the service, for users.
+    unnamed: ArcSwap<BTreeSet<String>>,
     pub challenges: Arc<Challenges>,
 }
 
@@ -41,6 +43,15 @@ struct LoadedCertificate {
     key: Arc<CertifiedKey>,
     issuer: String,
     not_after: Timestamp,
+    names: Vec<String>,
+}
+
+impl LoadedCertificate {
+    /// Whether clients that ask for a host of a route take it.
+    fn is_for(&self, host: &str) -> bool {
+        let of_parent = || host.split_once('.').map(|(_, parent)| format!("*.{parent}"));
+        host == "*" || self.names.iter().any(|name| name == host) || of_parent().is_some_and(|name| self.names.contains(&name))
+    }
 }
 
 /// What has been read, kept for tables that do not bring the content again.
@@ -67,7 +78,7 @@ impl Certificates {
             loaded.secrets.entry(id.clone()).or_insert_with(|| read(&content.0));
         }
         let mut by_host = ByHost::default();
-        let mut names = Vec::new();
+        let (mut names, mut unnamed) = (Vec::new(), BTreeSet::new());
         let services: BTreeMap<_, _> = table.services.iter().map(|service| (&service.service_id, service)).collect();
         let service_of = |claim: &HttpClaim| claim.choices.first().and_then(|choice| services.get(&choice.service));
         let mut claims: Vec<_> = table.claims.iter().filter_map(|claim| Some((service_of(claim)?, claim))).collect();
@@ -75,12 +86,22 @@ impl Certificates {
         claims.sort_by_key(|(service, _)| (service.certificate.is_none(), service.created_at, &service.service_id));
         for (service, claim) in claims {
             match service.certificate.as_ref().map(|id| loaded.secrets.get(id)) {
-                Some(Some(Ok(loaded))) => by_host.hosts.insert(&claim.host, "/", Some(loaded.key.clone())),
-                Some(None) => by_host.hosts.insert(&claim.host, "/", None),
+                Some(Some(Ok(loaded))) => {
+                    if claim.tls && !loaded.is_for(&claim.host) {
+                        unnamed.insert(format!(
+                            "service {}: the certificate of its secret does not name {}, it is for {}: browsers refuse it",
+                            service.service_name,
+                            claim.host,
+                            loaded.names.join(", ")
+                        ));
+                    }
+                    by_host.hosts.insert(&claim.host, PathPrefix::segments("/"), Some(loaded.key.clone()));
+                }
+                Some(None) => by_host.hosts.insert(&claim.host, PathPrefix::segments("/"), None),
                 Some(Some(Err(_))) | None => {
                     let by_acme = table.issued_for(&claim.host).and_then(|id| loaded.secrets.get(id)?.as_ref().ok());
                     match by_acme {
-                        Some(loaded) => by_host.hosts.insert(&claim.host, "/", Some(loaded.key.clone())),
+                        Some(loaded) => by_host.hosts.insert(&claim.host, PathPrefix::segments("/"), Some(loaded.key.clone())),
                         None if claim.host != "*" => names.push(claim.host.clone()),
                         None => {}
                     }
@@ -92,18 +113,25 @@ impl Certificates {
         names.truncate(MOST_NAMES);
         by_host.self_signed = loaded.self_signed(names);
         self.current.store(Arc::new(by_host));
+        self.unnamed.store(Arc::new(unnamed));
+    }
+
+    /// Hosts that the certificate of their secret does not name, for users.
+    pub fn problems(&self) -> Vec<String> {
+        self.unnamed.load().iter().cloned().collect()
     }
 
     /// What a host is served with, for users, and the end of its life: the certificate of the secret, or else the one by ACME. A
     /// self-signed one of this process has no end.
-    pub fn describe(&self, secret: Option<&SecretId>, issued: Option<&SecretId>) -> (String, Option<Timestamp>) {
+    pub fn describe(&self, host: &str, secret: Option<&SecretId>, issued: Option<&SecretId>) -> (String, Option<Timestamp>) {
         let loaded = lock(&self.loaded);
         let by_acme_or = |text: String| match issued.and_then(|id| loaded.secrets.get(id)) {
             Some(Ok(one)) => (one.issuer.clone(), Some(one.not_after)),
             _ => (text, None),
         };
         match secret.map(|id| loaded.secrets.get(id)) {
-            Some(Some(Ok(one))) => ("secret".to_owned(), Some(one.not_after)),
+            Some(Some(Ok(one))) if one.is_for(host) => ("secret".to_owned(), Some(one.not_after)),
+            Some(Some(Ok(one))) => ("secret, which does not name the host".to_owned(), Some(one.not_after)),
             Some(Some(Err(why))) => by_acme_or(format!("self-signed: {why}")),
             Some(None) => ("none: the secret's content is not here yet".to_owned(), None),
             None => by_acme_or("self-signed".to_owned()),
@@ -143,7 +171,12 @@ fn read(content: &str) -> Result<LoadedCertificate, String> {
     match certified.keys_match() {
         Ok(()) => {
             let about = trust::about(&certified.cert[0]).map_err(|error| error.to_string())?;
-            Ok(LoadedCertificate { key: Arc::new(certified), issuer: about.issuer, not_after: about.validity.not_after })
+            Ok(LoadedCertificate {
+                key: Arc::new(certified),
+                issuer: about.issuer,
+                not_after: about.validity.not_after,
+                names: about.names,
+            })
         }
         Err(rustls::Error::InconsistentKeys(rustls::InconsistentKeys::KeyMismatch)) => {
             Err("the private key does not belong to the certificate".to_owned())
@@ -174,6 +207,28 @@ mod tests {
         let body = STANDARD.encode(der);
         let lines: Vec<&str> = body.as_bytes().chunks(64).filter_map(|line| std::str::from_utf8(line).ok()).collect();
         format!("-----BEGIN {label}-----\n{}\n-----END {label}-----\n", lines.join("\n"))
+    }
+
+    #[test]
+    fn a_certificate_of_a_secret_that_does_not_name_the_host_is_named() {
+        let made = trust::self_signed(vec!["a.b".to_owned(), "*.c.d".to_owned()]).unwrap();
+        let content = format!("{}{}", pem("CERTIFICATE", &made.certificate), pem("PRIVATE KEY", made.key.expose()));
+        let service = crate::model::http::claims::tests::service("web", 1, "a.b,x.c.d,y.x.c.d,*.c.d,e.f", None);
+        let service = Arc::new(crate::model::http::HttpService { certificate: Some("s".into()), ..(*service).clone() });
+        let (claims, _) = crate::model::http::claims::decide(std::slice::from_ref(&service));
+        let content = super::super::table::CertificateContent(STANDARD.encode(content));
+        let table =
+            HttpTable { services: vec![service], claims, certificates: [("s".into(), content)].into(), ..HttpTable::default() };
+        let certificates = Certificates::default();
+        certificates.set(&table);
+        let problems = certificates.problems();
+        assert_eq!(problems.len(), 2, "{problems:?}");
+        assert!(
+            problems[0].contains("does not name e.f, it is for a.b, *.c.d") && problems[1].contains("y.x.c.d"),
+            "{problems:?}"
+        );
+        let described = |host: &str| certificates.describe(host, Some(&"s".into()), None).0;
+        assert_eq!((described("x.c.d").as_str(), described("e.f").as_str()), ("secret", "secret, which does not name the host"));
     }
 
     #[test]

@@ -47,6 +47,8 @@ pub(super) struct RequestContext {
     pub upgrade: bool,
     /// What is sent to another service too, once the body is read.
     pub copy: Option<(RequestCopy, Arc<ServedRoute>)>,
+    /// It was sent to a task, whatever became of it.
+    pub sent: bool,
     /// What it counts as until it ends.
     pub in_flight: Option<RequestInFlight>,
     pub held: Option<Held>,
@@ -80,6 +82,7 @@ impl RequestContext {
             requester: Requester::default(),
             upgrade: false,
             copy: None,
+            sent: false,
             in_flight: None,
             held: None,
         }

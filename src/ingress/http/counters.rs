@@ -3,6 +3,7 @@
 use super::counts::{CLASSES, LATENCY_BOUNDS_MS, RouteCounts};
 use super::exemplars::RouteExemplars;
 use super::rates::RateWindow;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -12,6 +13,8 @@ pub(super) struct RouteCounters {
     by_class: [AtomicU64; 5],
     gone: AtomicU64,
     pub retries: AtomicU64,
+    /// Requests that have not ended.
+    pub in_flight: Arc<AtomicU64>,
     durations: [AtomicU64; CLASSES],
     micros: AtomicU64,
     pub exemplars: RouteExemplars,

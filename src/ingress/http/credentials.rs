@@ -1,5 +1,6 @@
 //! Passwords of HTTP basic authentication, checked against their hashes.
 
+use super::apr1;
 use super::held::HeldByClient;
 use crate::model::http::BasicUser;
 use crate::sync::lock;
@@ -29,9 +30,9 @@ pub(super) enum CredentialCheck {
 }
 
 /// A client that waits.
-struct WaitingClient<'a>(&'a AtomicUsize);
+struct WaitingClient(Arc<AtomicUsize>);
 
-impl Drop for WaitingClient<'_> {
+impl Drop for WaitingClient {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::Relaxed);
     }
@@ -41,14 +42,19 @@ impl Drop for WaitingClient<'_> {
 pub(super) struct Credentials {
     /// Digests of user, password and hash.
     right: Mutex<HashSet<[u8; 32]>>,
-    room: Semaphore,
-    waiting: AtomicUsize,
+    room: Arc<Semaphore>,
+    waiting: Arc<AtomicUsize>,
     by_client: Arc<HeldByClient>,
 }
 
 impl Default for Credentials {
     fn default() -> Self {
-        Self { right: Mutex::default(), room: Semaphore::new(AT_A_TIME), waiting: AtomicUsize::new(0), by_client: Arc::default() }
+        Self {
+            right: Mutex::default(),
+            room: Arc::new(Semaphore::new(AT_A_TIME)),
+            waiting: Arc::default(),
+            by_client: Arc::default(),
+        }
     }
 }
 
@@ -58,7 +64,8 @@ impl Credentials {
         let Some((name, password)) = authorization.and_then(parse) else { return CredentialCheck::Wrong };
         let known = users.iter().find(|user| user.name == name);
         // An unknown name takes as long as a known one: a password is checked, for nothing.
-        let Some(user) = known.or_else(|| users.iter().max_by_key(|user| user.hash.get(4..6))) else {
+        let Some(user) = known.or_else(|| users.iter().max_by_key(|user| (user.hash.starts_with("$2"), user.hash.get(4..6))))
+        else {
             return CredentialCheck::Wrong;
         };
         let is_known = known.is_some();
@@ -77,15 +84,19 @@ impl Credentials {
         if matches!(held, Some(None)) {
             return CredentialCheck::Busy;
         }
-        let waiting = WaitingClient(&self.waiting);
+        let waiting = WaitingClient(self.waiting.clone());
         if self.waiting.fetch_add(1, Ordering::Relaxed) >= MOST_WAITING {
             return CredentialCheck::Busy;
         }
-        let Ok(_room) = self.room.acquire().await else { return CredentialCheck::Busy };
+        let Ok(room) = self.room.clone().acquire_owned().await else { return CredentialCheck::Busy };
         drop(waiting);
         let hash = user.hash.clone();
-        let checked = tokio::task::spawn_blocking(move || bcrypt::verify(password, &hash).unwrap_or(false)).await;
-        let is_right = is_known && checked.unwrap_or(false);
+        // The work goes on when its client is gone, and takes its room and the client's for as long.
+        let checked = tokio::task::spawn_blocking(move || {
+            let _held = (room, held);
+            apr1::is_right(&password, &hash).unwrap_or_else(|| bcrypt::verify(password, &hash).unwrap_or(false))
+        });
+        let is_right = checked.await.unwrap_or(false) && is_known;
         if is_right {
             let mut right = lock(&self.right);
             if right.len() >= MOST_KNOWN {
@@ -145,6 +156,24 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn users_may_have_hashes_of_either_kind() {
+        let apr1 = "$apr1$salt$Xxd1irWT9ycqoYxGFn4cb.".to_owned();
+        let users = [
+            BasicUser { name: "ann".to_owned(), hash: bcrypt::hash("password", 4).unwrap() },
+            BasicUser { name: "bob".to_owned(), hash: apr1 },
+        ];
+        let credentials = Credentials::default();
+        for (text, expected) in [
+            ("ann:password", CredentialCheck::Right),
+            ("bob:password", CredentialCheck::Right),
+            ("bob:other", CredentialCheck::Wrong),
+        ] {
+            let value = format!("Basic {}", STANDARD.encode(text)).into_bytes();
+            assert_eq!(credentials.check(Some(&value), &users, None).await, expected, "{text}");
+        }
+    }
+
+    #[tokio::test]
     async fn an_unknown_name_takes_as_long_as_a_known_one() {
         let users = [BasicUser { name: "ann".to_owned(), hash: bcrypt::hash("right", 8).unwrap() }];
         let credentials = Credentials::default();
@@ -163,6 +192,26 @@ mod tests {
             }
         }
         assert!(alike(shortest), "{shortest:?}");
+    }
+
+    #[tokio::test]
+    async fn clients_that_leave_at_once_have_no_more_passwords_checked_at_a_time() {
+        let users = [BasicUser { name: "ann".to_owned(), hash: bcrypt::hash("right", 10).unwrap() }];
+        let credentials = Credentials::default();
+        let client = |number: u32| Some(IpAddr::from(std::net::Ipv4Addr::from(0xc000_0200 + number)));
+        for number in 0..10 {
+            let value = format!("Basic {}", STANDARD.encode(format!("ann:wrong{number}"))).into_bytes();
+            let check = credentials.check(Some(&value), &users, client(number % 2));
+            // It has begun, and no client waits for its end.
+            assert!(futures_util::FutureExt::now_or_never(check).is_none(), "it takes a while");
+        }
+        assert_eq!(credentials.room.available_permits(), 0, "two of them are worked on");
+        assert!(credentials.by_client.holds(client(0).unwrap()) > 0, "and are its client's");
+        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(10);
+        while credentials.room.available_permits() < AT_A_TIME || credentials.by_client.holds(client(0).unwrap()) > 0 {
+            assert!(std::time::Instant::now() < deadline, "the room is given back");
+            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        }
     }
 
     #[tokio::test]

@@ -41,7 +41,7 @@ const MOST_HOPS: usize = 32;
 /// Who asks, and how.
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
 pub(super) struct Requester {
-    /// The client, as far as it is known.
+    /// The client; `None` if it is not known, as where a trusted proxy does not say which client asks.
     pub client: Option<IpAddr>,
     /// What `X-Forwarded-For` says: the client, and the trusted proxies that its request came through.
     chain: Vec<IpAddr>,
@@ -76,11 +76,16 @@ pub(super) fn requester(
     if !by_proxy {
         return requester;
     }
-    // From the last one, which the trusted proxy has added, to the first that is not trusted.
-    let lists: Vec<&str> = request.headers.get_all("x-forwarded-for").iter().filter_map(|value| value.to_str().ok()).collect();
-    let hops = lists.iter().rev().flat_map(|list| list.rsplit(','));
-    for hop in hops.take(MOST_HOPS) {
-        let Some(hop) = address(hop.trim()) else { break };
+    // From the last one, which the trusted proxy has added, to the first that is not trusted. What the client has written before it may be
+    // no text at all.
+    let lists: Vec<&[u8]> = request.headers.get_all("x-forwarded-for").iter().map(AsRef::as_ref).collect();
+    let is_said = lists.iter().any(|list| !list.trim_ascii().is_empty());
+    let hops = lists.iter().rev().flat_map(|list| list.rsplit(|byte| *byte == b','));
+    for hop in hops.take(if is_said { MOST_HOPS } else { 0 }) {
+        let Some(hop) = std::str::from_utf8(hop.trim_ascii()).ok().and_then(address) else {
+            requester.client = None;
+            break;
+        };
         let hop = hop.to_canonical();
         requester.chain.insert(0, hop);
         requester.client = Some(hop);
@@ -245,13 +250,32 @@ mod tests {
     }
 
     #[test]
+    fn a_client_that_writes_nonsense_is_not_taken_for_the_proxy_that_adds_its_address() {
+        let peer = "10.0.0.1".parse().ok();
+        let client = |fields: &[&[u8]]| {
+            let mut asked = request(&[]);
+            for field in fields {
+                asked.append_header("x-forwarded-for", *field).unwrap();
+            }
+            requester(&asked, peer, &limits("10.0.0.0/8"), false, "a.b", 80).client.map(|client| client.to_string())
+        };
+        let its = Some("203.0.113.9".to_owned());
+        assert_eq!(client(&[b"\xff, 203.0.113.9"]), its);
+        assert_eq!(client(&[b"\xff", b"203.0.113.9, 10.0.0.2"]), its);
+        assert_eq!(client(&[b"198.51.100.1,\xc3\xa4,203.0.113.9"]), its);
+        for of_proxy in [&b"203.0.113.9, garbage"[..], b"203.0.113.9, \xff", b"203.0.113.9,", b"unknown, 10.0.0.2", b"\xff"] {
+            assert_eq!(client(&[of_proxy]), None, "neither the proxy nor what the client says of itself");
+        }
+        assert_eq!(client(&[b"203.0.113.9", b""]), None);
+    }
+
+    #[test]
     fn only_trusted_proxies_are_believed_and_only_as_far_as_they_are() {
         let peer = "10.0.0.1".parse().ok();
         for (trusted, header, client, chain) in [
             ("192.0.2.0/24", "203.0.113.9", "10.0.0.1", "10.0.0.1"),
             ("10.0.0.0/8", "203.0.113.9", "203.0.113.9", "203.0.113.9, 10.0.0.1"),
             ("10.0.0.0/8", "198.51.100.1, 203.0.113.9, 10.0.0.2", "203.0.113.9", "203.0.113.9, 10.0.0.2, 10.0.0.1"),
-            ("10.0.0.0/8", "203.0.113.9, garbage", "10.0.0.1", "10.0.0.1"),
             ("10.0.0.0/8", "", "10.0.0.1", "10.0.0.1"),
             ("10.0.0.0/8", "2001:db8::1", "2001:db8::1", "2001:db8::1, 10.0.0.1"),
             ("10.0.0.0/8", "203.0.113.9:4711", "203.0.113.9", "203.0.113.9, 10.0.0.1"),

@@ -31,6 +31,13 @@ impl HeldByClient {
     }
 }
 
+#[cfg(test)]
+impl HeldByClient {
+    pub fn holds(&self, client: IpAddr) -> u32 {
+        lock(&self.0).get(&client_key(client)).copied().unwrap_or_default()
+    }
+}
+
 impl Drop for Held {
     fn drop(&mut self) {
         let mut counts = lock(&self.of.0);

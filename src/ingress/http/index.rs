@@ -1,6 +1,7 @@
 //! Finds by host and path. Pure: the time of a lookup depends on the length of the host and on how many prefixes it has, not on
 //! the number of hosts.
 
+use crate::model::http::PrefixEnd;
 use std::collections::HashMap;
 
 /// What hosts and path prefixes lead to.
@@ -12,7 +13,28 @@ pub struct HostIndex<T> {
 }
 
 /// Longest first.
-struct HostPrefixes<T>(Vec<(String, T)>);
+struct HostPrefixes<T>(Vec<(PathPrefix, T)>);
+
+/// What paths begin with.
+pub struct PathPrefix {
+    pub text: String,
+    pub end: PrefixEnd,
+}
+
+impl PathPrefix {
+    /// The prefix of whole segments.
+    pub fn segments(text: &str) -> Self {
+        Self { text: text.to_owned(), end: PrefixEnd::Segment }
+    }
+    fn has(&self, path: &str) -> bool {
+        let is_end = |rest: &str| match self.end {
+            PrefixEnd::Segment => rest.is_empty() || rest.starts_with('/'),
+            PrefixEnd::Anything => true,
+            PrefixEnd::Slash => rest.starts_with('/'),
+        };
+        self.text == "/" || path.strip_prefix(&self.text).is_some_and(is_end)
+    }
+}
 
 impl<T> Default for HostPrefixes<T> {
     fn default() -> Self {
@@ -27,27 +49,24 @@ impl<T> Default for HostIndex<T> {
 }
 
 impl<T> HostPrefixes<T> {
-    fn insert(&mut self, prefix: String, value: T) {
-        let at = self.0.partition_point(|(other, _)| other.len() >= prefix.len());
+    fn insert(&mut self, prefix: PathPrefix, value: T) {
+        let at = self.0.partition_point(|(other, _)| other.text.len() >= prefix.text.len());
         self.0.insert(at, (prefix, value));
     }
     fn find(&self, path: &str) -> Option<&T> {
-        let is_below = |prefix: &str| {
-            prefix == "/" || path.strip_prefix(prefix).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
-        };
-        self.0.iter().find(|(prefix, _)| is_below(prefix)).map(|(_, value)| value)
+        self.0.iter().find(|(prefix, _)| prefix.has(path)).map(|(_, value)| value)
     }
 }
 
 impl<T> HostIndex<T> {
     /// Adds a host (`*` and `*.example.com` too) and a prefix.
-    pub fn insert(&mut self, host: &str, prefix: &str, value: T) {
+    pub fn insert(&mut self, host: &str, prefix: PathPrefix, value: T) {
         let prefixes = match host.strip_prefix("*.") {
             _ if host == "*" => &mut self.default,
             Some(suffix) => self.wildcards.entry(suffix.to_owned()).or_default(),
             None => self.exact.entry(host.to_owned()).or_default(),
         };
-        prefixes.insert(prefix.to_owned(), value);
+        prefixes.insert(prefix, value);
     }
 
     /// The value of a host in lower case and a path. The host itself comes before the longest wildcard, and that before `*`; one
@@ -76,7 +95,7 @@ mod tests {
             ("only.example.com", "/x", "x"),
             ("*", "/health", "health"),
         ] {
-            index.insert(host, prefix, value);
+            index.insert(host, PathPrefix::segments(prefix), value);
         }
         for (host, path, expected) in [
             ("shop.example.com", "/", Some("shop")),
@@ -96,6 +115,29 @@ mod tests {
             ("", "/", None),
         ] {
             assert_eq!(index.find(host, path), expected.as_ref(), "{host}{path}");
+        }
+    }
+
+    #[test]
+    fn a_prefix_of_characters_is_one_of_parts_of_segments_too() {
+        let mut index = HostIndex::default();
+        let ends = [("/admin", PrefixEnd::Anything), ("/api", PrefixEnd::Slash), ("/shop", PrefixEnd::Segment)];
+        for (prefix, end) in [("/", PrefixEnd::Segment)].into_iter().chain(ends) {
+            index.insert("a.b", PathPrefix { end, ..PathPrefix::segments(prefix) }, prefix);
+        }
+        for (path, expected) in [
+            ("/admin", "/admin"),
+            ("/admin.php", "/admin"),
+            ("/administer/x", "/admin"),
+            ("/adm", "/"),
+            ("/api", "/"),
+            ("/api/", "/api"),
+            ("/api/x", "/api"),
+            ("/apis", "/"),
+            ("/shops", "/"),
+            ("/shop/x", "/shop"),
+        ] {
+            assert_eq!(index.find("a.b", path), Some(&expected), "{path}");
         }
     }
 }

@@ -173,12 +173,15 @@ impl ProxyHttp for IngressProxy {
             request.insert_header("Upgrade", protocol)?;
         }
         context.upgrade = request.headers.contains_key("upgrade");
+        // pingora shows what it sends again to the filter of the body again.
+        context.body = 0;
+        if let Some((copy, _)) = &mut context.copy {
+            copy.again();
+        }
         // Once, whatever tasks are tried.
-        if let Some(mirror) = route
-            .route
-            .mirror
-            .as_ref()
-            .filter(|mirror| context.tried.is_empty() && !session.is_upgrade_req() && self.0.mirror.takes(mirror.percent))
+        let first = !std::mem::replace(&mut context.sent, true);
+        if let Some(mirror) =
+            route.route.mirror.as_ref().filter(|mirror| first && !session.is_upgrade_req() && self.0.mirror.takes(mirror.percent))
             && let Some(to) = self.0.routes.load().of_service(&mirror.service)
         {
             let copy = RequestCopy::new(request, &context.requester.host);

@@ -68,21 +68,34 @@ impl Reply {
 
 /// The way to another address, if the route has one. `is_tls`: the client has TLS, to this node or to a trusted proxy in front.
 pub(super) fn redirect(route: &ServedRoute, request: &RequestHeader, is_tls: bool, host: &str, tls_port: u16) -> Option<Reply> {
-    let path = request.uri.path_and_query().map_or("/", |path| path.as_str());
-    let in_brackets = if host.contains(':') { format!("[{host}]") } else { String::new() };
-    let shown = if in_brackets.is_empty() { host } else { &in_brackets };
-    let location = match route.route.redirect.as_ref()? {
-        HttpRedirect::Https if is_tls => return None,
-        // Not without TLS: what follows may be a password.
-        HttpRedirect::Https if tls_port == 0 => {
-            return Some(Reply::new(403, "this route needs TLS, which this node does not serve"));
+    match route.route.redirect.as_ref()? {
+        HttpRedirect::Https if is_tls => None,
+        HttpRedirect::Https => Some(to_tls(request, host, tls_port)),
+        HttpRedirect::Host(to) if to == host => None,
+        HttpRedirect::Host(to) => {
+            Some(to_location(format!("{}://{to}{}", if is_tls { "https" } else { "http" }, asked(request))))
         }
-        HttpRedirect::Https if tls_port == 443 => format!("https://{shown}{path}"),
-        HttpRedirect::Https => format!("https://{shown}:{tls_port}{path}"),
-        HttpRedirect::Host(to) if to == host => return None,
-        HttpRedirect::Host(to) => format!("{}://{to}{path}", if is_tls { "https" } else { "http" }),
+    }
+}
+
+/// The way to the same address with TLS.
+pub(super) fn to_tls(request: &RequestHeader, host: &str, tls_port: u16) -> Reply {
+    let (begin, end) = if host.contains(':') { ("[", "]") } else { ("", "") };
+    let port = match tls_port {
+        // Not without TLS: what follows may be a password.
+        0 => return Reply::new(403, "this route needs TLS, which this node does not serve"),
+        443 => String::new(),
+        other => format!(":{other}"),
     };
-    Some(Reply::new(308, format!("the address is {location}")).with("location", location))
+    to_location(format!("https://{begin}{host}{end}{port}{}", asked(request)))
+}
+
+fn to_location(location: String) -> Reply {
+    Reply::new(308, format!("the address is {location}")).with("location", location)
+}
+
+fn asked(request: &RequestHeader) -> &str {
+    request.uri.path_and_query().map_or("/", |path| path.as_str())
 }
 
 pub(super) fn no_task(route: &ServedRoute) -> Reply {

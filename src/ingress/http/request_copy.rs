@@ -23,6 +23,11 @@ impl RequestCopy {
         Self { head, body: BytesMut::new() }
     }
 
+    /// The body comes again from its beginning.
+    pub fn again(&mut self) {
+        self.body.clear();
+    }
+
     /// Adds a part of the body; false if it is too large.
     pub fn add(&mut self, part: Option<&Bytes>) -> bool {
         let part = part.map_or(&[][..], Bytes::as_ref);

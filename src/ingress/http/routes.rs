@@ -1,11 +1,11 @@
 //! The table in the form that requests are looked up in.
 
-use super::claims::HttpClaim;
 use super::counters::RouteCounters;
 use super::health::ServiceHealth;
-use super::index::HostIndex;
+use super::index::{HostIndex, PathPrefix};
 use super::route_load::RouteLoad;
 use super::table::HttpTable;
+use crate::model::http::claims::HttpClaim;
 use crate::model::http::{HttpBackend, HttpRoute, HttpScheme, HttpService};
 use crate::model::{ServiceId, TaskId};
 use std::collections::BTreeMap;
@@ -14,6 +14,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Host, prefix and service.
 type RouteKey<'a> = (&'a str, &'a str, &'a str);
+
+/// Service, prefix, port and bounds: routes of a service that differ in these count for themselves.
+type LoadKey<'a> = (&'a str, &'a str, u16, [u32; 2], Option<(u32, u64, u32)>);
 
 /// The routes of a table.
 #[derive(Default)]
@@ -32,7 +35,7 @@ pub(super) struct Claim {
     pub tls: bool,
     pub choices: Vec<Arc<ServedRoute>>,
     weights: Vec<u32>,
-    turn: AtomicUsize,
+    turn: Arc<AtomicUsize>,
     /// Requests without a body need nothing of pingora, whichever route is chosen.
     pub direct: bool,
 }
@@ -48,7 +51,7 @@ pub(super) struct ServedRoute {
     pub counters: Arc<RouteCounters>,
     pub load: Arc<RouteLoad>,
     pub health: Arc<ServiceHealth>,
-    turn: AtomicUsize,
+    turn: Arc<AtomicUsize>,
 }
 
 /// What of a route outlives a change of the table.
@@ -57,21 +60,36 @@ struct KeptOfRoute {
     counters: Arc<RouteCounters>,
     load: Arc<RouteLoad>,
     health: Arc<ServiceHealth>,
+    turn: Arc<AtomicUsize>,
+}
+
+fn load_key<'a>(service: &'a str, route: &'a HttpRoute) -> LoadKey<'a> {
+    let rate = route.rate.map(|rate| (rate.requests, rate.period_ms, rate.burst));
+    (service, &route.prefix, route.port, [route.requests, route.client_requests], rate)
 }
 
 impl Routes {
-    /// Of a table. Counters of routes that there were before go on.
+    /// Of a table. Counters and turns of routes that there were before go on.
     pub fn new(table: &HttpTable, before: &Self) -> Self {
         let services: BTreeMap<&ServiceId, &Arc<HttpService>> = table.services.iter().map(|s| (&s.service_id, s)).collect();
         let mut all: BTreeMap<RouteKey<'_>, KeptOfRoute> = BTreeMap::new();
         // What is found out about a task is so for all routes that lead to the same port of it.
         let mut healths: BTreeMap<(&str, u16), Arc<ServiceHealth>> = BTreeMap::new();
+        // Bounds are of the service, whatever the host: those of routes for other paths or ports are their own.
+        let mut loads: BTreeMap<LoadKey<'_>, Arc<RouteLoad>> = BTreeMap::new();
+        let mut turns: BTreeMap<(&str, &str, bool), Arc<AtomicUsize>> = BTreeMap::new();
         for claim in &before.claims {
+            turns.insert((&claim.host, &claim.prefix, claim.tls), claim.turn.clone());
             for choice in &claim.choices {
                 let service = choice.service.service_id.as_str();
-                let kept =
-                    KeptOfRoute { counters: choice.counters.clone(), load: choice.load.clone(), health: choice.health.clone() };
+                let kept = KeptOfRoute {
+                    counters: choice.counters.clone(),
+                    load: choice.load.clone(),
+                    health: choice.health.clone(),
+                    turn: choice.turn.clone(),
+                };
                 healths.insert((service, choice.route.port), choice.health.clone());
+                loads.insert(load_key(service, &choice.route), choice.load.clone());
                 all.insert((&claim.host, &claim.prefix, service), kept);
             }
         }
@@ -84,23 +102,26 @@ impl Routes {
                 let Some(service) = services.get(&choice.service) else { continue };
                 let Some(route) = service.routes.get(choice.route) else { continue };
                 kept.health = healths.entry((service.service_id.as_str(), route.port)).or_default().clone();
+                kept.load = loads.entry(load_key(service.service_id.as_str(), route)).or_default().clone();
                 choices.push((choice.weight, served(route, service, kept.clone())));
             }
-            routes.insert(claim, choices);
+            let turn = turns.get(&(claim.host.as_str(), claim.prefix.as_str(), claim.tls)).cloned().unwrap_or_default();
+            routes.insert(claim, choices, turn);
         }
         routes
     }
 
-    fn insert(&mut self, claim: &HttpClaim, choices: Vec<(u32, Arc<ServedRoute>)>) {
+    fn insert(&mut self, of: &HttpClaim, choices: Vec<(u32, Arc<ServedRoute>)>, turn: Arc<AtomicUsize>) {
         let (weights, choices): (Vec<u32>, Vec<_>) = choices.into_iter().unzip();
         for choice in &choices {
             let choice: &Arc<ServedRoute> = choice;
             self.by_service.entry(choice.service.service_name.clone()).or_insert_with(|| choice.clone());
         }
-        let (host, prefix) = (claim.host.clone(), claim.prefix.clone());
+        let (host, prefix) = (of.host.clone(), of.prefix.clone());
         let direct = choices.iter().all(|choice| is_direct(&choice.route));
-        let claim = Arc::new(Claim { host, prefix, tls: claim.tls, choices, weights, turn: AtomicUsize::new(0), direct });
-        self.indexes[usize::from(claim.tls)].insert(&claim.host, &claim.prefix, claim.clone());
+        let claim = Arc::new(Claim { host, prefix, tls: of.tls, choices, weights, turn, direct });
+        let prefix = PathPrefix { end: of.prefix_end, ..PathPrefix::segments(&claim.prefix) };
+        self.indexes[usize::from(claim.tls)].insert(&claim.host, prefix, claim.clone());
         self.claims.push(claim);
     }
 
@@ -145,10 +166,10 @@ fn served(route: &HttpRoute, service: &Arc<HttpService>, kept: KeptOfRoute) -> A
     let listening: Vec<HttpBackend> = service.backends.iter().filter(|b| b.ports.contains(&route.port)).cloned().collect();
     let ready = listening.len();
     let backends = if listening.is_empty() { service.backends.clone() } else { listening };
-    let KeptOfRoute { counters, load, health } = kept;
+    let KeptOfRoute { counters, load, health, turn } = kept;
     health.follow(&backends);
     let (service, route) = (service.clone(), route.clone());
-    Arc::new(ServedRoute { service, route, backends, ready, counters, load, health, turn: AtomicUsize::new(0) })
+    Arc::new(ServedRoute { service, route, backends, ready, counters, load, health, turn })
 }
 
 impl Claim {
@@ -173,7 +194,8 @@ impl Claim {
         if total == 0 {
             return self.choices.first().cloned();
         }
-        let mut left = self.turn.fetch_add(1, Ordering::Relaxed) % total;
+        // Not all of one, and then all of the next.
+        let mut left = self.turn.fetch_add(1, Ordering::Relaxed) % total * stride(total) % total;
         for (at, choice) in self.choices.iter().enumerate() {
             if left < weight(at) {
                 return Some(choice.clone());
@@ -182,6 +204,17 @@ impl Claim {
         }
         None
     }
+}
+
+/// A step that goes through all of `total` places before it comes to one again, and lies the golden ratio of them apart.
+fn stride(total: usize) -> usize {
+    let divisor = |mut a: usize, mut b: usize| {
+        while b != 0 {
+            (a, b) = (b, a % b);
+        }
+        a
+    };
+    (total * 618 / 1000..=total).find(|step| divisor(*step, total) == 1).unwrap_or(1)
 }
 
 impl ServedRoute {
@@ -206,7 +239,7 @@ impl ServedRoute {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ingress::http::claims::{self, tests::service};
+    use crate::model::http::claims::{self, tests::service};
 
     fn backend(task: &str, ports: &[u16]) -> HttpBackend {
         HttpBackend { task_id: task.into(), node_id: "n1".into(), address: [10, 0, 0, 5].into(), ports: ports.to_vec() }
@@ -257,6 +290,24 @@ mod tests {
         assert_eq!(asked(&none, None, &[]), None);
     }
 
+    /// A slow one would refuse the clients of a fast one, and the requests without a bound fill the one that has.
+    #[test]
+    fn hosts_of_a_service_share_their_bounds_and_routes_with_other_bounds_count_for_themselves() {
+        let mut of_two = (*with(&service("web", 1, "a.b", None), &[("t1", &[80])])).clone();
+        let first = of_two.routes[0].clone();
+        of_two.routes = vec![
+            HttpRoute { hosts: vec!["a.b".to_owned(), "b.b".to_owned()], ..first.clone() },
+            HttpRoute { hosts: vec!["admin.b".to_owned()], requests: 5, ..first },
+        ];
+        let web = Arc::new(of_two);
+        let before = routes(vec![web.clone()], &Routes::default());
+        let after = routes(vec![web], &before);
+        for routes in [&before, &after] {
+            let load = |host| routes.find(false, host, "/").and_then(|claim| claim.choose(|_| None)).unwrap().load.clone();
+            assert!(Arc::ptr_eq(&load("a.b"), &load("b.b")) && !Arc::ptr_eq(&load("a.b"), &load("admin.b")));
+        }
+    }
+
     #[test]
     fn requests_are_shared_by_weight_among_services_that_have_a_task() {
         let (main, canary) = (service("main", 1, "a.b", Some(3)), service("canary", 2, "a.b", Some(1)));
@@ -268,6 +319,39 @@ mod tests {
         assert_eq!(shares(&routes(both, &Routes::default())), 2);
         let one = vec![main, with(&canary, &[("t2", &[80])])];
         assert_eq!(shares(&routes(one, &Routes::default())), 8);
+    }
+
+    #[test]
+    fn shares_are_not_taken_in_runs_and_go_on_after_a_change() {
+        let both = |before: &Routes| {
+            let (main, canary) = (service("main", 1, "a.b", Some(900)), service("canary", 2, "a.b", Some(100)));
+            routes(vec![with(&main, &[("t1", &[80]), ("t3", &[80])]), with(&canary, &[("t2", &[80])])], before)
+        };
+        let canaries = |routes: &Routes, count| (0..count).filter(|_| chosen(routes).service.service_name == "canary").count();
+        let table = both(&Routes::default());
+        for hundred in 0..10 {
+            assert!((5..=15).contains(&canaries(&table, 100)), "the hundred {hundred}");
+        }
+        let (mut after, mut of_canary) = (both(&table), 0);
+        for _ in 0..100 {
+            of_canary += canaries(&after, 1);
+            after = both(&after);
+        }
+        assert!((5..=15).contains(&of_canary), "{of_canary} of 100 though the table changes with each");
+        let first = asked(&after.of_service("main").unwrap(), None, &[]);
+        let then = asked(&both(&after).of_service("main").unwrap(), None, &[]);
+        assert_ne!(first, then, "tasks have their turn too");
+    }
+
+    #[test]
+    fn bounds_are_of_the_service_whatever_the_host() {
+        let web = service("web", 1, "a.b,c.d", None);
+        let table = routes(vec![web.clone(), service("other", 2, "e.f", None)], &Routes::default());
+        let load = |routes: &Routes, host: &str| routes.find(true, host, "/").unwrap().choices[0].load.clone();
+        assert!(Arc::ptr_eq(&load(&table, "a.b"), &load(&table, "c.d")));
+        assert!(!Arc::ptr_eq(&load(&table, "a.b"), &load(&table, "e.f")));
+        let further = routes(vec![service("web", 1, "a.b,c.d,g.h", None)], &table);
+        assert!(Arc::ptr_eq(&load(&table, "a.b"), &load(&further, "g.h")), "also one that has come later");
     }
 
     #[test]

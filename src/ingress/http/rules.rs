@@ -11,7 +11,7 @@ use super::log_format::HttpAccessLog;
 use super::log_lines::LogLines;
 use super::mirror::Mirror;
 use super::refusals::{HttpRefusal, HttpRefusals};
-use super::reply::{Reply, no_task, redirect, too_large};
+use super::reply::{Reply, no_task, redirect, to_tls, too_large};
 use super::routes::{Claim, Routes, ServedRoute};
 use super::{access_log, credentials, forwarded, guard, path, progress, rewriting};
 use crate::ingress::WaitingRoom;
@@ -239,7 +239,8 @@ impl IngressState {
     }
 
     /// The claim that a request falls under.
-    fn claim(&self, request: &RequestHeader, tls: bool) -> Result<(Arc<Claim>, String), Reply> {
+    fn claim(&self, request: &RequestHeader, context: &RequestContext) -> Result<(Arc<Claim>, String), Reply> {
+        let tls = context.arrival.tls;
         if let Some((reason, status, why)) = guard::refuse(request) {
             self.refusals.count(reason);
             return Err(Reply::new(status, why));
@@ -255,6 +256,10 @@ impl IngressState {
         }
         match routes.find(tls, &host, &decoded) {
             Some(claim) => Ok((claim.clone(), host)),
+            // Proxies redirect for all of their sites at once, and their labels do not say so.
+            None if !tls && !context.requester.tls && routes.find(true, &host, &decoded).is_some() => {
+                Err(to_tls(request, &host, self.redirect_port.load(Ordering::Relaxed)))
+            }
             None => Err(Reply::new(404, format!("no route for {host}"))),
         }
     }
@@ -266,7 +271,7 @@ impl IngressState {
         context: &mut RequestContext,
         takes: impl Fn(&Claim) -> bool + Send,
     ) -> Result<Option<()>, Reply> {
-        let (claim, host) = self.claim(request, context.arrival.tls)?;
+        let (claim, host) = self.claim(request, context)?;
         if !takes(&claim) {
             return Ok(None);
         }
@@ -288,6 +293,8 @@ impl IngressState {
         if route.route.dashboard && (route.route.auth.is_empty() || !context.requester.tls) {
             return Err(Reply::new(403, "this page is shown over TLS and with a password alone"));
         }
+        // A proxy that does not say which client asks is bound as one.
+        let client = client.or(context.arrival.client);
         if let Some((rate, client)) = route.route.rate.zip(client)
             && let Err(wait) = route.load.rate.admit(client, rate, self.age_ns())
         {
@@ -295,7 +302,7 @@ impl IngressState {
             let wait = wait.as_secs_f64().ceil().max(1.0).to_string();
             return Err(Reply::new(429, "this client asks more often than the route allows").with("retry-after", wait));
         }
-        context.in_flight = route.load.take(route.route.requests);
+        context.in_flight = route.load.take(route.route.requests, &route.counters.in_flight);
         if context.in_flight.is_none() {
             self.refusals.count(HttpRefusal::ServiceRequests);
             let why = format!("{} has as many requests as it takes", route.service.service_name);

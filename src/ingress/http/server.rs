@@ -176,7 +176,8 @@ impl HttpServer {
                     continue;
                 }
                 let (secret, counts) = (route.service.certificate.as_ref(), route.counters.read());
-                let (certificate, certificate_end) = self.state.certificates.describe(secret, table.issued_for(&claim.host));
+                let (certificate, certificate_end) =
+                    self.state.certificates.describe(&claim.host, secret, table.issued_for(&claim.host));
                 let rates = route.counters.window.rates(now, &counts);
                 *requests.entry(route.service.service_id.clone()).or_default() += rates.tenths_per_second();
                 all.push(HttpRouteStatus {
@@ -188,7 +189,7 @@ impl HttpServer {
                     certificate,
                     certificate_end,
                     left_out: route.health.left_out(&route.backends).iter().map(ToString::to_string).collect(),
-                    in_flight: route.load.in_flight(),
+                    in_flight: route.counters.in_flight.load(Ordering::Relaxed),
                     rates,
                     counts,
                     exemplars: route.counters.exemplars.read(),
@@ -207,7 +208,7 @@ impl HttpServer {
             error: String::new(),
             listeners: lock(&self.listeners).status(),
             routes: all,
-            problems: table.problems.clone(),
+            problems: [table.problems.clone(), self.state.certificates.problems()].concat(),
             certificate_failures: BTreeMap::new(),
             connections: self.app.connections.open(),
             refused: self.state.refusals.read(),

@@ -1,10 +1,10 @@
 //! The table that the process serves, from the node's view. Pure, and the same on every node but for the node's own address.
 
-use super::claims::{self, HttpClaim};
 use super::limits::HttpLimits;
 use super::log_format::HttpAccessLog;
 use crate::model::acme::AcmeChallenge;
-use crate::model::http::{HttpRedirect, HttpService};
+use crate::model::http::claims::{self, HttpClaim};
+use crate::model::http::{HttpRedirect, HttpRoute, HttpService};
 use crate::model::{NodeId, NodeView, PayloadId, PortConfig, Protocol, PublishMode, SecretId, Task};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
@@ -70,14 +70,33 @@ impl HttpTable {
 
     /// The certificate by ACME for a host of a route.
     pub fn issued_for(&self, host: &str) -> Option<&SecretId> {
-        let of_parent = || self.issued.get(&format!("*.{}", host.split_once('.')?.1));
-        self.issued.get(host).or_else(of_parent)
+        issued_for(&self.issued, host)
     }
 
     /// There is something to serve.
     pub fn is_wanted(&self) -> bool {
         !self.services.is_empty() && self.ports != HttpPorts::default()
     }
+}
+
+fn issued_for<'a>(issued: &'a BTreeMap<String, SecretId>, host: &str) -> Option<&'a SecretId> {
+    let of_parent = || issued.get(&format!("*.{}", host.split_once('.')?.1));
+    issued.get(host).or_else(of_parent)
+}
+
+/// The service, with the redirects that are for hosts with a certificate alone only where all of a route's hosts have one.
+fn redirecting(service: &Arc<HttpService>, issued: &BTreeMap<String, SecretId>) -> Arc<HttpService> {
+    let is_certified =
+        |route: &HttpRoute| service.certificate.is_some() || route.hosts.iter().all(|host| issued_for(issued, host).is_some());
+    let stays = |route: &HttpRoute| !route.redirects_if_certified || is_certified(route);
+    if service.routes.iter().all(stays) {
+        return service.clone();
+    }
+    let mut changed = HttpService::clone(service);
+    for route in changed.routes.iter_mut().filter(|route| !stays(route)) {
+        route.redirect = None;
+    }
+    Arc::new(changed)
 }
 
 /// The table for a node.
@@ -105,6 +124,7 @@ pub fn table(view: &NodeView, me: &NodeId, options: &HttpOptions) -> HttpTable {
         .iter()
         .flat_map(|certificate| certificate.names.iter().map(|name| (name.clone(), certificate.payload.clone())));
     let issued: BTreeMap<String, SecretId> = issued.collect();
+    let services: Vec<Arc<HttpService>> = cluster.http.iter().map(|service| redirecting(service, &issued)).collect();
     problems.extend(cluster.acme.problems.iter().cloned());
     let of_services = cluster.http.iter().filter_map(|service| service.certificate.as_ref());
     let named: BTreeSet<&SecretId> = of_services.chain(issued.values()).collect();
@@ -118,7 +138,7 @@ pub fn table(view: &NodeView, me: &NodeId, options: &HttpOptions) -> HttpTable {
         access_log: options.access_log,
         limits: options.limits.clone(),
         source: cluster.node(me).map(|node| node.ingress_addr),
-        services: cluster.http.clone(),
+        services,
         claims,
         certificates: named.into_iter().filter_map(content).collect(),
         issued,
@@ -146,8 +166,8 @@ fn publishing(view: &NodeView, port: u16) -> Option<&str> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ingress::http::claims::tests::service;
     use crate::model::fixture;
+    use crate::model::http::claims::tests::service;
     use crate::model::view::Tasks;
 
     const PORTS: HttpPorts = HttpPorts { plain: 80, tls: 443 };
@@ -181,6 +201,21 @@ mod tests {
         let made = table(&fixture::node_view(1, Vec::new(), cluster), &me, &options(PORTS));
         assert_eq!(made.ports, HttpPorts { plain: 80, tls: 0 });
         assert_eq!(made.problems, ["port 443 is published by service web: HTTP routes are not served there"]);
+    }
+
+    #[test]
+    fn a_redirect_for_hosts_with_a_certificate_waits_for_it() {
+        let one = service("web", 1, "a.b,c.d", None);
+        let route =
+            |route: &HttpRoute| HttpRoute { redirect: Some(HttpRedirect::Https), redirects_if_certified: true, ..route.clone() };
+        let one = Arc::new(HttpService { routes: one.routes.iter().map(route).collect(), ..(*one).clone() });
+        let redirects = |service: &Arc<HttpService>, names: &[&str]| {
+            let issued = names.iter().map(|name| ((*name).to_owned(), SecretId::from("p"))).collect();
+            redirecting(service, &issued).routes[0].redirect.is_some()
+        };
+        assert!(!redirects(&one, &[]) && !redirects(&one, &["a.b"]));
+        assert!(redirects(&one, &["a.b", "c.d"]) && redirects(&one, &["a.b", "*.d"]));
+        assert!(redirects(&Arc::new(HttpService { certificate: Some("s".into()), ..(*one).clone() }), &[]));
     }
 
     #[test]

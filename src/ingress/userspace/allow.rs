@@ -7,6 +7,7 @@ use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
+use tokio::sync::Notify;
 
 /// The sources that may use a port: disjoint ranges of addresses in order, so that a look-up takes as many steps as the
 /// number of prefixes has bits. IPv4 addresses are mapped ones. `None`: all sources may.
@@ -69,6 +70,7 @@ pub(super) struct SharedAllowList {
     /// Counts the replacements.
     generation: AtomicU64,
     list: Mutex<Arc<AllowList>>,
+    replaced: Notify,
 }
 
 impl SharedAllowList {
@@ -77,6 +79,20 @@ impl SharedAllowList {
         if **current != list {
             *current = Arc::new(list);
             self.generation.fetch_add(1, Ordering::Release);
+            drop(current);
+            self.replaced.notify_waiters();
+        }
+    }
+
+    /// Waits until the list does not contain `source`.
+    pub async fn excludes(&self, source: IpAddr) {
+        loop {
+            // Before the look: a change that comes meanwhile is not missed.
+            let replaced = self.replaced.notified();
+            if !lock(&self.list).admits(source) {
+                return;
+            }
+            replaced.await;
         }
     }
 }
@@ -106,6 +122,7 @@ impl AllowReader {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use futures_util::FutureExt as _;
     use proptest::prelude::*;
 
     #[test]
@@ -135,6 +152,22 @@ mod tests {
         assert!(!reader.admits(&shared, source));
         shared.replace(AllowList::default());
         assert!(reader.admits(&shared, source));
+    }
+
+    #[tokio::test]
+    async fn who_is_admitted_waits_until_a_list_excludes_him() {
+        let shared = SharedAllowList::default();
+        let list = |net: &str| AllowList::new(&[net.parse().unwrap()], &BTreeSet::new());
+        let source: IpAddr = "192.0.2.9".parse().unwrap();
+        let excluded = shared.excludes(source);
+        tokio::pin!(excluded);
+        for admitting in [AllowList::default(), list("192.0.2.0/24"), list("192.0.2.9/32"), AllowList::default()] {
+            shared.replace(admitting);
+            assert_eq!((&mut excluded).now_or_never(), None);
+        }
+        shared.replace(list("198.51.100.0/24"));
+        assert_eq!((&mut excluded).now_or_never(), Some(()));
+        assert_eq!(shared.excludes(source).now_or_never(), Some(()), "from the beginning");
     }
 
     proptest! {

@@ -45,7 +45,7 @@ pub(super) struct PortShared {
     pub own_addresses: OwnAddresses,
     /// Room for connections of all ports.
     pub room: Arc<ConnectionRoom>,
-    /// From which sources new connections and datagrams are accepted.
+    /// From which sources connections and datagrams are accepted.
     pub allow: SharedAllowList,
     pub route: Mutex<PortRoute>,
     /// Where connections wait for a task.
@@ -115,6 +115,12 @@ impl PortShared {
             self.counters.refused.fetch_add(1, Ordering::Relaxed);
         }
         admitted
+    }
+
+    /// Waits until this source may not use the port any more, which is counted as a refusal.
+    pub async fn lost_right(&self, source: IpAddr) {
+        self.allow.excludes(source).await;
+        self.counters.refused.fetch_add(1, Ordering::Relaxed);
     }
 
     /// The backend did not accept: it is tried last for a while.

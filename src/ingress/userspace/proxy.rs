@@ -21,11 +21,19 @@ use tracing::debug;
 /// Bytes buffered in each direction.
 const BUFFER: usize = 16 * 1024;
 
-/// Carries `client` to a backend. Returns when both directions are closed, either end is reset, or the daemon shuts down.
+/// Carries `client` to a backend. Returns when both directions are closed, either end is reset, the client loses the right to the
+/// port, or the daemon shuts down.
 pub(super) async fn carry(mut client: TcpStream, peer: SocketAddr, shared: &PortShared) {
+    let ended = async {
+        tokio::select! {
+            () = shared.lost_right(peer.ip()) => "the source is no longer in the port's allow list",
+            () = shared.shutdown.cancelled() => "the daemon shuts down",
+        }
+    };
+    tokio::pin!(ended);
     let connected = tokio::select! {
         connected = connect_or_wait(&client, peer.ip(), shared) => connected,
-        () = shared.shutdown.cancelled() => return reset_on_close(&client),
+        _ = &mut ended => return reset_on_close(&client),
     };
     let Some(mut upstream) = connected else {
         shared.counters.errors.fetch_add(1, Ordering::Relaxed);
@@ -39,7 +47,7 @@ pub(super) async fn carry(mut client: TcpStream, peer: SocketAddr, shared: &Port
     }
     let copied = tokio::select! {
         copied = copy_bidirectional_with_sizes(&mut client, &mut upstream, BUFFER, BUFFER) => copied,
-        () = shared.shutdown.cancelled() => Err(io::Error::other("the daemon shuts down")),
+        why = &mut ended => Err(io::Error::other(why)),
     };
     if let Err(error) = copied {
         // A reset must stay a reset on the other side: an orderly close would mean that all bytes arrived.

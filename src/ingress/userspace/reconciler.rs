@@ -8,7 +8,7 @@ use super::room::ConnectionRoom;
 use super::{UserspaceChannels, UserspaceSettings, UserspaceSockets};
 use crate::datapath::{Sockets, interfaces};
 use crate::ingress::{HeldPorts, PortState, PortStatus};
-use crate::model::view::{ClusterPart, PublishedPort};
+use crate::model::view::{ClusterPart, Peer, PublishedPort};
 use crate::model::{NodeId, NodeView, Protocol};
 use crate::sync::{read, replace_if_changed, write};
 use std::collections::{BTreeMap, BTreeSet};
@@ -169,7 +169,7 @@ impl PortReconciler {
 fn own_endpoints(cluster: &ClusterPart) -> OwnEndpoints {
     let udp = cluster.ports.iter().filter(|p| p.protocol == Protocol::Udp);
     OwnEndpoints {
-        nodes: cluster.nodes.iter().flat_map(|n| &n.endpoints).map(|e| e.ip().to_canonical()).collect(),
+        nodes: cluster.nodes.iter().flat_map(Peer::known_addresses).collect(),
         ports: udp.map(|p| p.published).collect(),
     }
 }

@@ -22,6 +22,9 @@ pub struct QuarantinedAddresses {
     freed: BTreeMap<(NetworkId, Ipv4Addr), u64>,
     /// Nodes of the plain containers that had them: what is still sent there arrives where the node's next container is.
     freed_by: BTreeMap<(NetworkId, Ipv4Addr), NodeId>,
+    /// Nodes that joined with an address on `ingress` that is waited for: the manager that admits a node draws the address, and
+    /// need not be the leader, which alone knows these. The allocator gives them another one.
+    joined_early: BTreeSet<NodeId>,
     freed_subnets: BTreeMap<Ipv4Net, u64>,
     freed_subnets6: BTreeMap<Ipv6Net, u64>,
     /// See [`LowestApplied`].
@@ -50,8 +53,13 @@ impl QuarantinedAddresses {
         let released = released(&self.observed, store);
         if !released.is_empty() {
             let used = AddressesInUse::new(store);
-            let freed = released.into_iter().filter(|(network, address)| !used.contains(network, *address));
-            self.freed.extend(freed.map(|freed| (freed, store.index())));
+            let freed = released.iter().filter(|(network, address)| !used.contains(network, *address));
+            self.freed.extend(freed.map(|freed| (freed.clone(), store.index())));
+            if let Some(ingress) = ingress(store) {
+                // Freed and given to a joining node between two rounds.
+                let drawn = joined(&self.observed, store).map(|node| (ingress.id.clone(), node.mesh.ingress_addr));
+                self.freed.extend(drawn.filter(|drawn| released.contains(drawn)).map(|drawn| (drawn, store.index())));
+            }
             for task in changed::<Task>(&self.observed, store).filter_map(|(was, _)| was) {
                 let plain = task.node_id.clone().filter(|_| task.attached.is_some());
                 for freed in task.attachments.iter().map(|a| (a.network_id.clone(), a.address.addr())) {
@@ -75,7 +83,24 @@ impl QuarantinedAddresses {
             }
         }
         self.last_assigned.retain(|id, _| store.network(id).is_some());
+        let early: BTreeSet<NodeId> = joined(&self.observed, store)
+            .filter(|node| self.awaits_address_of(store, node))
+            .map(|node| node.id.clone())
+            .collect();
+        // One that has got another address leaves the set; so does one that need not any more.
+        let kept = std::mem::take(&mut self.joined_early);
+        let kept = kept.into_iter().filter(|id| store.node(id).is_some_and(|node| self.awaits_address_of(store, node)));
+        self.joined_early = kept.chain(early).collect();
         self.observed = store.clone();
+    }
+
+    /// True if the node joined with an address that a node which is waited for may still send to, and still has it.
+    pub(super) fn joined_early(&self, store: &Store, node: &Node) -> bool {
+        self.joined_early.contains(&node.id) && self.awaits_address_of(store, node)
+    }
+
+    fn awaits_address_of(&self, store: &Store, node: &Node) -> bool {
+        ingress(store).is_some_and(|network| self.freed(&network.id, node.mesh.ingress_addr) == Freed::Awaited)
     }
 
     /// True if it contains every address of a network that a node which is waited for may still send to: also those that became free
@@ -133,6 +158,11 @@ impl QuarantinedAddresses {
     pub(super) fn assigned(&mut self, network: &NetworkId, address: Ipv4Addr) {
         self.last_assigned.insert(network.clone(), address);
     }
+}
+
+/// Nodes that are new.
+fn joined<'a>(before: &'a Store, after: &'a Store) -> impl Iterator<Item = &'a Node> {
+    changed::<Node>(before, after).filter_map(|(was, is)| is.filter(|_| was.is_none()))
 }
 
 /// Addresses that objects had before and have no longer; another object may have them now.

@@ -22,6 +22,8 @@ pub struct ServiceLoad {
     pub waiting: u64,
     /// All its running tasks were counted, and it is not being updated. Otherwise nothing is taken away.
     pub tasks_known: bool,
+    /// No task runs that a client could be connected to: they start, or cannot.
+    pub none_runs: bool,
     /// All nodes have said what their clients do. Otherwise nothing is taken away by requests, nor the last task.
     pub demand_known: bool,
 }
@@ -75,7 +77,8 @@ impl LoadWindow {
         let kept = if is_known { spare } else { load.replicas.clamp(labels.min, labels.max).max(up) };
         self.see(now, kept);
         let is_used = connections > 0 || load.request_tenths > 0;
-        if is_used || !load.tasks_known || !load.demand_known || now < self.used {
+        let may_be_used = !load.tasks_known && !load.none_runs || !load.demand_known;
+        if is_used || may_be_used || now < self.used {
             self.used = now;
         }
         if up > load.replicas {
@@ -232,6 +235,21 @@ mod tests {
         let idle = ServiceLoad { replicas: 1, ..idle };
         let decided = (62..200).find_map(|second| Some((second, window.decide(&idle, TO_ZERO, at(second))?)));
         assert_eq!(decided, Some((121, ScalingDecision { to: 0, reason: Some(ScalingReason::Idle(120)) })));
+    }
+
+    /// Its image cannot be pulled, or its process ends at once: those who waited have left.
+    #[test]
+    fn a_service_whose_tasks_never_run_goes_back_to_0() {
+        let fails = ServiceLoad { none_runs: true, demand_known: true, ..ServiceLoad::default() };
+        let load = |second| match second {
+            0..10 => known(0),
+            300..=330 => ServiceLoad { waiting: 1, ..fails },
+            _ => fails,
+        };
+        assert_eq!(changes(1000, TO_ZERO, load), [(120, 0), (300, 1), (450, 0)]);
+        assert_eq!(changes(1000, LABELS, load), [], "the least is 1");
+        let silent = changes(1000, TO_ZERO, |second| ServiceLoad { demand_known: second < 10, ..fails });
+        assert_eq!(silent, [], "a node may have clients that wait");
     }
 
     #[test]

@@ -3,6 +3,7 @@
 
 use super::core::Dispatcher;
 use super::registered_node::RegisteredNode;
+use crate::manager::bounds;
 use crate::manager::limits::BATCH;
 use crate::manager::liveness::Verdict;
 use crate::model::{FormatRange, ListeningPort, Node, NodeId, NodeState, Revision, TaskId, TaskState, TaskStatus, Timestamp};
@@ -48,7 +49,8 @@ impl Dispatcher {
                 let registered = self.nodes.get(&node.id).filter(|r| r.session.is_some() && r.session == liveness.session)?;
                 let hello = &registered.hello;
                 status.levels_since = levels_since(node, hello.description.feature_levels, now);
-                description = (hello.description != node.description).then(|| Box::new(hello.description.clone()));
+                let said = bounds::at_level(&self.store, hello.description.clone());
+                description = (said != node.description).then(|| Box::new(said));
                 let news = !hello.endpoints.is_empty() && hello.endpoints != node.mesh.endpoints;
                 endpoints = news.then(|| hello.endpoints.clone());
                 let is_behind = registered.is_behind(now, self.settings.node_lag);
@@ -133,6 +135,8 @@ impl Dispatcher {
     pub(super) fn report_listening(&mut self, node: &NodeId, reported: BTreeMap<TaskId, Vec<ListeningPort>>) {
         for (id, ports) in reported {
             match self.store.task(&id) {
+                // That a server which is stopped closes its ports says nothing of its service.
+                Some(task) if !task.is_wanted() => drop(self.listening.remove(&id)),
                 Some(task) if is_new_listening(task, node, &ports) => drop(self.listening.insert(id, (node.clone(), ports))),
                 // As in the store again: a report in between that is not written yet is obsolete.
                 Some(task) if task.node_id.as_ref() == Some(node) => drop(self.listening.remove(&id)),

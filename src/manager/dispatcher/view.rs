@@ -24,6 +24,9 @@ pub(super) fn network_head(network: &Network) -> Option<NetworkPart> {
         v6: network.subnet6.filter(|_| !network.pairs().is_empty()).map(|v6| network.spec.v6_in(v6)),
         internal: network.spec.internal,
         ingress: network.spec.ingress,
+        attachable: network.spec.attachable,
+        labels: network.spec.labels.clone(),
+        options: network.spec.options.clone(),
         mtu: network.spec.mtu(),
         members: Vec::new(),
         services: Vec::new(),
@@ -41,13 +44,9 @@ fn receives(store: &Store, task: &Task) -> bool {
     task.is_backend() && node.is_some_and(|node| node.status.state != NodeState::Down)
 }
 
-/// First feature level of nodes that observe whether the containers of services without published ports listen.
-const OBSERVES_LISTENERS: u32 = 2;
-
 /// The task's container was not observed to listen, and its node would say if it did.
 fn is_starting(node: Option<&Node>, task: &Task) -> bool {
-    let observes = node.is_some_and(|node| node.description.feature_levels().newest >= OBSERVES_LISTENERS);
-    observes && task.attached.is_none() && !task.listens.iter().any(|port| port.listens.v4)
+    node.is_some_and(Node::observes_listeners) && task.attached.is_none() && !task.listens.iter().any(|port| port.listens.v4)
 }
 
 /// Characters of an id of a container, and of its short form.
@@ -179,6 +178,7 @@ pub(super) fn peer<'a>(node: &Node, tasks: impl Iterator<Item = &'a Task>) -> Pe
         ingress_addr: node.mesh.ingress_addr,
         endpoints: node.mesh.endpoints.clone(),
         advertised: node.description.advertised,
+        addresses: node.description.addresses.clone(),
         containers,
         attached_tasks: u32::try_from(attached.len()).ok(),
         ebpf: node.description.ebpf_datapath,

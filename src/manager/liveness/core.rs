@@ -20,6 +20,8 @@ pub struct Liveness {
     store: Arc<Store>,
     /// When this leader took over.
     since: Timestamp,
+    /// The manager that led before, if it did not hand over: raft lost it, and its node is expected like one that fell silent then.
+    lost_leader: Option<u64>,
     last_tick: Timestamp,
     nodes: BTreeMap<NodeId, ObservedNode>,
     sessions: BTreeMap<SessionId, NodeId>,
@@ -46,9 +48,9 @@ struct ObservedNode {
 
 impl Liveness {
     /// For a manager that has just become the leader: no node has a session yet.
-    pub fn new(settings: ManagerSettings, store: Arc<Store>, now: Timestamp) -> Self {
+    pub fn new(settings: ManagerSettings, store: Arc<Store>, lost_leader: Option<u64>, now: Timestamp) -> Self {
         let (nodes, sessions, held, down) = Default::default();
-        Self { settings, store, since: now, last_tick: now, nodes, sessions, held, down, changed: true }
+        Self { settings, store, since: now, lost_leader, last_tick: now, nodes, sessions, held, down, changed: true }
     }
 
     /// Processes an event.
@@ -242,8 +244,15 @@ impl Liveness {
                 Some(observed.back_by.map_or(silent, |back| back.max(silent)))
             }
             None if self.is_joining(node) || !node.status.state.may_be_up() => None,
+            None if self.is_lost_leader(node) => Some(self.since.plus(self.down_after())),
             None => Some(self.since.plus(self.settings.takeover_grace.max(self.down_after()))),
         }
+    }
+
+    /// Once most other nodes are here, this leader's network and its backlog are no reason any more for the absence of the one before.
+    fn is_lost_leader(&self, node: &Node) -> bool {
+        let lost = self.lost_leader.is_some() && node.manager.as_ref().map(|manager| manager.raft_id) == self.lost_leader;
+        lost && self.sessions.len() * 2 > self.store.nodes().filter(|node| node.status.state.may_be_up()).count()
     }
 
     /// Admitted under this leader, and without a first session.

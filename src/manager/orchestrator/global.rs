@@ -2,7 +2,7 @@
 
 use super::create::NewTask;
 use super::slot::{ServiceSlots, Slot, TasksBySlot};
-use super::update::SlotsByKey;
+use super::update::{SlotsByKey, Unreached};
 use super::writes::Writes;
 use crate::manager::limits::BATCH;
 use crate::model::eligibility::{is_eligible, takes_tasks};
@@ -13,6 +13,7 @@ use rand::Rng;
 /// that is paused or does not answer keeps what it has. Stops once `out` has [`BATCH`] writes.
 pub(super) fn reconcile(slots: &ServiceSlots, tasks: TasksBySlot, out: &mut Writes<impl Rng>) {
     let mut states = SlotsByKey::new();
+    let mut away = Vec::new();
     for (key, tasks) in tasks {
         if out.len() >= BATCH {
             return;
@@ -22,6 +23,8 @@ pub(super) fn reconcile(slots: &ServiceSlots, tasks: TasksBySlot, out: &mut Writ
                 // Tasks of a node that is away are neither ended nor moved: nothing else may run them.
                 if node.status.state.may_be_up() {
                     states.insert(key.clone(), slots.state(key, tasks));
+                } else if tasks.iter().any(|task| task.is_wanted() && !slots.is_current(task)) {
+                    away.push(node.id.clone());
                 }
             }
             node => stop_all(slots, node, &tasks, out),
@@ -29,7 +32,7 @@ pub(super) fn reconcile(slots: &ServiceSlots, tasks: TasksBySlot, out: &mut Writ
     }
     let is_open = |slot: &&Slot| slot.key.node().and_then(|id| slots.store.node(id)).is_some_and(takes_tasks);
     let (open, closed): (Vec<&Slot>, Vec<&Slot>) = states.values().partition(|slot| is_open(slot));
-    let Some(rollout) = slots.rollout(&open, &closed, out) else { return };
+    let Some(rollout) = slots.rollout(&open, Unreached { closed: &closed, away: &away }, out) else { return };
     for slot in open {
         if out.len() >= BATCH {
             return;

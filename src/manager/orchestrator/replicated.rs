@@ -2,7 +2,7 @@
 
 use super::create::NewTask;
 use super::slot::{ServiceSlots, Slot, TasksBySlot, keep_order};
-use super::update::SlotsByKey;
+use super::update::{SlotsByKey, Unreached};
 use super::writes::Writes;
 use crate::manager::limits::BATCH;
 use crate::model::{SlotKey, TaskCause, TaskEnd, TaskState};
@@ -26,7 +26,7 @@ pub(super) fn reconcile(slots: &mut ServiceSlots, tasks: TasksBySlot, out: &mut 
         }
     }
     let kept: Vec<&Slot> = keep.iter().map(|key| &states[key]).collect();
-    let Some(rollout) = slots.rollout(&kept, &[], out) else { return };
+    let Some(rollout) = slots.rollout(&kept, Unreached::default(), out) else { return };
     for slot in kept {
         if out.len() >= BATCH {
             return;

@@ -2,19 +2,18 @@
 //! happens to its tasks is in `slot_plan`, how many slots a service has, its mode decides.
 
 use super::restart::{delay, ended_on_its_own, failures_after, should_restart};
+use super::service_ports::ServicePorts;
 use super::writes::Writes;
 use crate::manager::limits::BATCH;
 use crate::manager::settings::ManagerSettings;
 use crate::model::constraint::Constraints;
 use crate::model::service::UpdateConfig;
-use crate::model::{
-    Availability, Node, NodeState, Protocol, Service, ServiceId, SlotKey, Task, TaskEnd, TaskId, TaskState, Timestamp,
-};
+use crate::model::{Availability, Node, NodeState, Service, ServiceId, SlotKey, Task, TaskEnd, TaskId, TaskState, Timestamp};
 use crate::store::Store;
 use rand::Rng;
+use std::cell::OnceCell;
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::Duration;
 
 /// Tasks of a service by slot.
 pub type TasksBySlot<'a> = BTreeMap<SlotKey, Vec<&'a Task>>;
@@ -102,6 +101,10 @@ pub(super) struct ServiceSlots<'a> {
     pub config: UpdateConfig,
     /// Tasks that `skep rebalance` moves now.
     pub moving: BTreeSet<TaskId>,
+    /// Tasks that serve on drained nodes until others of the service have moved.
+    pub held: BTreeSet<TaskId>,
+    /// See [`Self::ports`].
+    found_ports: OnceCell<ServicePorts>,
     /// Of the service, read once for all of its tasks.
     constraints: Constraints,
 }
@@ -109,7 +112,13 @@ pub(super) struct ServiceSlots<'a> {
 impl<'a> ServiceSlots<'a> {
     pub(super) fn new(store: &'a Store, service: &'a Service, now: Timestamp, settings: &'a ManagerSettings) -> Self {
         let constraints = Constraints::of(&service.spec.task_template);
-        Self { store, service, now, settings, config: service.current_update_config(), constraints, moving: BTreeSet::new() }
+        let (config, found_ports) = (service.current_update_config(), OnceCell::new());
+        Self { store, service, now, settings, config, moving: BTreeSet::new(), held: BTreeSet::new(), found_ports, constraints }
+    }
+
+    /// The ports that tell whether its tasks serve. Looked for once, and only where a task is to take over: most rounds change nothing.
+    pub(super) fn ports(&self) -> &ServicePorts {
+        self.found_ports.get_or_init(|| ServicePorts::of(self.store, self.service, self.now))
     }
 
     /// Whether what is planned for these tasks may be something else at a later time although neither they nor anything else of the
@@ -167,7 +176,7 @@ impl<'a> ServiceSlots<'a> {
             false if task.is_evicted() => Next::Start { not_before: None },
             false => Next::Free,
             true if self.is_held(task) => Next::Hold,
-            true => Next::Start { not_before: self.start_of_successor(task) },
+            true => Next::Start { not_before: self.start_of_successor(task, slot) },
         }
     }
 
@@ -178,10 +187,13 @@ impl<'a> ServiceSlots<'a> {
     }
 
     /// When the successor of a task that ended may start; `None`: now.
-    fn start_of_successor(&self, task: &Task) -> Option<Timestamp> {
-        // The delay is for tasks that ended by themselves: a move is no restart, and another template is another task.
+    fn start_of_successor(&self, task: &Task, slot: &[&Task]) -> Option<Timestamp> {
+        // The delay is for tasks that ended by themselves: a move is no restart, and another template is another task. One of the
+        // present template may have failed in the slot while the other one ran.
         let start = if task.spec_version != self.service.spec_version {
-            None
+            let failed = |t: &&&Task| t.spec_version == self.service.spec_version && ended_on_its_own(t);
+            let pause = |t: &Task| delay(t, &failures_after(t, self.service.spec_version, self.now));
+            slot.iter().rfind(failed).map(|failed| failed.status.timestamp.plus(pause(failed)))
         } else if ended_on_its_own(task) {
             Some(self.now.plus(delay(task, &failures_after(task, self.service.spec_version, self.now))))
         } else {
@@ -196,21 +208,25 @@ impl<'a> ServiceSlots<'a> {
         task.spec_version == self.service.spec_version && is_allowed()
     }
 
-    /// The task is where it cannot stay, on a node that can receive the order to stop it: that is drained, or did not take it, or the
-    /// task is one that `skep rebalance` moves. (A task in the slot of a node is shut down then, and has no successor. Tasks whose node
+    /// The task is where it cannot stay, on a node that can receive the order to stop it: that is drained and the task's turn has come,
+    /// or did not take it, or the task is one that `skep rebalance` moves. (A task in the slot of a node is shut down then, and has no successor. Tasks whose node
     /// does not satisfy their constraints any more are evicted by the scheduler's enforcer.)
     pub(super) fn must_move(&self, task: &Task) -> bool {
         self.reason_to_move(task).is_some()
     }
 
     pub(super) fn reason_to_move(&self, task: &Task) -> Option<TaskEnd> {
-        let is_drained = self.node_of(task).is_some_and(|node| node.spec.availability == Availability::Drain);
+        let is_drained = self.is_drained(task) && !self.held.contains(&task.id);
         let is_rebalanced = || self.moving.contains(&task.id);
         let is_not_taken = || self.may_not_be_taken(task) && self.was_not_taken(task);
         is_drained
             .then_some(TaskEnd::Drained)
             .or_else(|| is_rebalanced().then_some(TaskEnd::Rebalanced))
             .or_else(|| is_not_taken().then_some(TaskEnd::NotTaken))
+    }
+
+    pub(super) fn is_drained(&self, task: &Task) -> bool {
+        self.node_of(task).is_some_and(|node| node.spec.availability == Availability::Drain)
     }
 
     /// The task's node is connected and applies nothing, and has not taken the task, which could run elsewhere.
@@ -247,24 +263,10 @@ impl<'a> ServiceSlots<'a> {
         task.node_id.is_some() && self.node_of(task).is_none_or(|n| !n.status.state.may_be_up())
     }
 
-    fn node_of(&self, task: &Task) -> Option<&Node> {
+    pub(super) fn node_of(&self, task: &Task) -> Option<&Node> {
         task.node_id.as_ref().and_then(|id| self.store.node(id))
     }
-
-    /// The task serves, as far as is known: it runs, and listens on the ports that its service publishes or routes HTTP to. A container that does
-    /// not listen is waited for no longer than [`LISTEN_WAIT`].
-    pub(super) fn serves(&self, task: &Task) -> bool {
-        let published = self.service.ingress_ports().map(|port| (port.protocol, port.target_port));
-        let routed = self.service.spec.http_ports().into_iter().map(|port| (Protocol::Tcp, port));
-        let mut ports = published.chain(routed);
-        let mut listens = || ports.all(|(protocol, port)| task.listens_on(protocol, port).is_any());
-        let waited = || self.now.since(task.started_at.unwrap_or(task.status.timestamp)) >= LISTEN_WAIT;
-        task.is_backend() && (listens() || waited())
-    }
 }
-
-/// How long a task that runs is waited for until it listens.
-const LISTEN_WAIT: Duration = Duration::from_secs(10);
 
 /// Keys of the slots that are not free, in the order in which a service keeps them when it is scaled down: running before not
 /// running, then the n-th task of the service on its node by n, then by key. After those the slots whose task has no node, those

@@ -3,10 +3,11 @@
 
 use super::create::NewTask;
 use super::moves::give_up_move;
-use super::restart::ended_on_its_own;
+use super::restart::{delay, ended_on_its_own, failures_after};
 use super::slot::{Next, ServiceSlots, Slot};
 use super::update::Rollout;
 use super::writes::Writes;
+use crate::manager::allocator::waits_for_full_network;
 use crate::model::{Task, TaskCause, TaskEnd, TaskState};
 use rand::Rng;
 
@@ -20,7 +21,8 @@ impl ServiceSlots<'_> {
             return;
         }
         let is_held = slot.live().is_none() && slot.next == Next::Hold;
-        for task in slot.ended.iter().filter(|t| !(is_held && slot.newest().is_some_and(|newest| newest.id == t.id))) {
+        let held = if is_held { slot.newest() } else { self.failed_elsewhere(slot) };
+        for task in slot.ended.iter().filter(|t| held.is_none_or(|held| held.id != t.id)) {
             out.desire(task, TaskState::Shutdown, self.end_of(task));
         }
         match (slot.current, slot.old) {
@@ -56,12 +58,31 @@ impl ServiceSlots<'_> {
         }
         let is_prepared = new.status.state >= TaskState::Ready && new.not_before.is_none_or(|start| start <= self.now);
         let can_take_over = if starts_first { self.serves(new) } else { is_prepared };
-        // A node is drained even if nothing can take the place of its tasks.
-        let is_overdue = moves == Some(TaskEnd::Drained) && self.now.since(new.meta.created_at) >= self.config.failure_window();
-        if can_take_over || is_overdue || !serves {
+        let is_overdue = moves == Some(TaskEnd::Drained) && self.is_waited_for_in_vain(slot, new, old);
+        // Of a network that is full the new one gets the address that the old one has.
+        let has_its_address = !starts_first && !old.attachments.is_empty() && waits_for_full_network(new);
+        if can_take_over || is_overdue || has_its_address || !serves {
             out.desire(old, TaskState::Shutdown, moves.unwrap_or(TaskEnd::Replaced));
         }
         self.start_if_due(new, &slot.tasks, starts_first, out);
+    }
+
+    /// A node is drained even if nothing can take the place of its task: the one that was to may not, or one before it has failed.
+    fn is_waited_for_in_vain(&self, slot: &Slot, new: &Task, old: &Task) -> bool {
+        self.has_had_its_time(new) && (!self.may_serve(new) || first_failure_after(slot, old).is_some())
+    }
+
+    fn has_had_its_time(&self, new: &Task) -> bool {
+        self.now.since(new.meta.created_at) >= self.config.failure_window()
+    }
+
+    /// The task that was to take the place of one that moves has failed, and the delay before the next one is not over.
+    fn failed_elsewhere<'t>(&self, slot: &Slot<'t>) -> Option<&'t Task> {
+        let old = slot.old.filter(|old| slot.current.is_none() && old.is_backend() && self.must_move(old))?;
+        let newest = slot.ended.last().copied();
+        let failed = newest.filter(|task| ended_on_its_own(task) && task.meta.created_at > old.meta.created_at)?;
+        let pause = delay(failed, &failures_after(failed, self.service.spec_version, self.now));
+        (self.now < failed.status.timestamp.plus(pause)).then_some(failed)
     }
 
     /// Only a task that is to be replaced has the slot.
@@ -71,6 +92,13 @@ impl ServiceSlots<'_> {
             self.create(NewTask { slot: slot.key.clone(), cause, others: &slot.tasks, not_before, beside }, out);
         };
         if let Some(reason) = self.reason_to_move(old) {
+            if self.failed_elsewhere(slot).is_some() {
+                let is_overdue = first_failure_after(slot, old).is_some_and(|failed| self.has_had_its_time(failed));
+                if reason == TaskEnd::Drained && is_overdue {
+                    out.desire(old, TaskState::Shutdown, reason);
+                }
+                return;
+            }
             // What waits for its restart delay goes on waiting elsewhere.
             let cause = if reason == TaskEnd::Rebalanced { TaskCause::Rebalance } else { TaskCause::Move };
             create(cause, old.not_before.filter(|start| *start > self.now));
@@ -117,4 +145,9 @@ impl ServiceSlots<'_> {
             TaskEnd::Superseded
         }
     }
+}
+
+/// The first of the tasks after this one in its slot that failed.
+fn first_failure_after<'t>(slot: &Slot<'t>, old: &Task) -> Option<&'t Task> {
+    slot.tasks.iter().copied().find(|task| ended_on_its_own(task) && task.meta.created_at > old.meta.created_at)
 }

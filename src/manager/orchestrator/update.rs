@@ -38,10 +38,19 @@ struct Failure<'a> {
     end: TaskEnd,
 }
 
+/// What an update of a global service does not reach now.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Unreached<'a> {
+    /// Slots of nodes that take no tasks.
+    pub closed: &'a [&'a Slot<'a>],
+    /// Nodes that are down, with a task that is to be replaced.
+    pub away: &'a [NodeId],
+}
+
 impl ServiceSlots<'_> {
-    /// Decides on the slots that the service keeps. `closed` are those of nodes that take no tasks now. `None`: the service has its
-    /// previous spec again, and the next round decides with that.
-    pub(super) fn rollout(&self, slots: &[&Slot], closed: &[&Slot], out: &mut Writes<impl Rng>) -> Option<Rollout> {
+    /// Decides on the slots that the service keeps. `None`: the service has its previous spec again, and the next round decides with
+    /// that.
+    pub(super) fn rollout(&self, slots: &[&Slot], unreached: Unreached, out: &mut Writes<impl Rng>) -> Option<Rollout> {
         let dirty: Vec<&Slot> = slots.iter().copied().filter(|slot| self.is_dirty(slot)).collect();
         let stored = self.service.update.as_ref();
         if !out.has_causes() || self.service.spec.mode.is_job() {
@@ -75,14 +84,14 @@ impl ServiceSlots<'_> {
             let untried: Vec<&SlotKey> = dirty.iter().filter(|slot| !self.is_tried(slot)).map(|slot| &slot.key).collect();
             // What a node had taken before it was closed still comes up on it.
             let taken = |slot: &&&Slot| self.watched(slot).is_some_and(|task| task.status.state >= TaskState::Assigned);
-            let busy = slots.iter().chain(closed.iter().filter(taken)).filter(|slot| self.is_busy(slot)).count();
+            let busy = slots.iter().chain(unreached.closed.iter().filter(taken)).filter(|slot| self.is_busy(slot)).count();
             let parallel = usize::try_from(self.config.parallelism).unwrap_or(usize::MAX);
             let allowed = if parallel == 0 { usize::MAX } else { parallel.saturating_sub(busy) };
             begin.extend(untried.iter().take(allowed).map(|key| (*key).clone()));
             // Of an update that was rolled back while it went on, until what takes its place serves.
             let is_left = |slot: &Slot| !self.is_tried(slot) && slot.old.is_some_and(|old| !self.must_move(old));
             if untried.is_empty() && busy == 0 && !slots.iter().any(|slot| is_left(slot)) && self.is_watched_to_the_end(slots) {
-                self.complete(&mut update, closed);
+                self.complete(&mut update, unreached);
             }
         }
         let state = Some(update.state);
@@ -115,7 +124,7 @@ impl ServiceSlots<'_> {
         }
     }
 
-    fn complete(&self, update: &mut ServiceUpdate, closed: &[&Slot]) {
+    fn complete(&self, update: &mut ServiceUpdate, Unreached { closed, away }: Unreached) {
         let (state, message) = if update.state.is_rollback() {
             (UpdateState::RollbackCompleted, "rollback completed")
         } else {
@@ -123,7 +132,8 @@ impl ServiceSlots<'_> {
         };
         let outdated = closed.iter().filter(|slot| slot.live().is_some_and(|task| !self.is_current(task)));
         let name = |id: &NodeId| self.store.node(id).map_or_else(|| id.to_string(), |n| n.description.hostname.clone());
-        let names: Vec<String> = outdated.filter_map(|slot| slot.key.node()).map(name).collect();
+        let mut names: Vec<String> = outdated.filter_map(|slot| slot.key.node()).chain(away).map(name).collect();
+        names.sort_unstable();
         let without =
             if names.is_empty() { String::new() } else { format!("; nodes that are not available: {}", names.join(", ")) };
         (update.state, update.completed_at) = (state, Some(self.now));
@@ -142,12 +152,16 @@ impl ServiceSlots<'_> {
     /// No update has tried to put a task of the present template into the slot, or one was there and its node is excluded by now.
     fn is_newly_dirty(&self, slot: &Slot) -> bool {
         let is_present = |t: &Task| t.spec_version == self.service.spec_version;
-        !slot.tasks.iter().copied().any(is_present) || slot.old.is_some_and(is_present)
+        // What waits on a drained node moves in its turn.
+        let is_excluded = |old: &Task| is_present(old) && !self.is_drained(old);
+        !slot.tasks.iter().copied().any(is_present) || slot.old.is_some_and(is_excluded)
     }
 
-    /// The updater has put a task into the slot, and that did not stay. Its successors count: it may be forgotten.
+    /// The updater has put a task into the slot, and that did not stay. Its successors count: it may be forgotten. One that another
+    /// task has superseded says nothing.
     fn is_tried(&self, slot: &Slot) -> bool {
-        slot.tasks.iter().any(|t| self.is_of_update(t) && (t.end.is_some() || t.status.state.is_final()))
+        let did_not_stay = |t: &Task| t.end != Some(TaskEnd::Superseded) && (t.end.is_some() || t.status.state.is_final());
+        slot.tasks.iter().any(|t| self.is_of_update(t) && did_not_stay(t))
     }
 
     /// The updater made the task, for the present template and in this update: an earlier one may have led to the same template.
@@ -170,7 +184,15 @@ impl ServiceSlots<'_> {
         self.watched(slot).is_some_and(|task| {
             let delay_over = task.started_at.is_some_and(|start| self.now.since(start) >= self.config.delay());
             slot.old.is_some() || !self.serves(task) || !delay_over
-        })
+        }) || self.is_moved(slot)
+    }
+
+    /// The slot's task leaves its node now, or the one of this update that takes over elsewhere does not serve yet.
+    fn is_moved(&self, slot: &Slot) -> bool {
+        match slot.current {
+            Some(task) => self.is_of_update(task) && self.is_handed_over(&[task]),
+            None => slot.old.is_some_and(|old| self.must_move(old)),
+        }
     }
 
     fn is_watched_to_the_end(&self, slots: &[&Slot]) -> bool {
@@ -191,33 +213,44 @@ impl ServiceSlots<'_> {
         }
     }
 
-    /// The updater's tasks that ended within the failure window, and those that no node could take within it. Each is found once:
-    /// then its end is stored.
+    /// The updater's tasks that ended within the failure window, those that no node could take within it, and those that run and do not
+    /// listen as the tasks before them. Each is found once: then its end is stored.
     fn failures<'t>(&self, slots: &[&Slot<'t>]) -> Vec<Failure<'t>> {
         let window = self.config.failure_window();
         let ended = slots.iter().flat_map(|slot| &slot.ended).copied().filter(|task| {
             let in_window = task.started_at.is_none_or(|start| task.status.timestamp.since(start) <= window);
             self.is_watched(task) && task.end.is_none() && super::restart::ended_on_its_own(task) && in_window
         });
-        let unplaced = slots
-            .iter()
-            .filter_map(|slot| self.watched(slot))
-            .filter(|task| task.status.state < TaskState::Assigned || self.may_not_be_taken(task))
-            .filter(|task| self.now.since(task.meta.created_at) >= window);
-        let ended = ended.map(|task| Failure { task, end: TaskEnd::FailedUpdate });
-        ended.chain(unplaced.map(|task| Failure { task, end: TaskEnd::Unplaced })).collect()
+        let watched = || slots.iter().filter_map(|slot| self.watched(slot));
+        let waited = |task: &&Task| self.now.since(task.meta.created_at) >= window;
+        // What stops in its slot still has the address or the node that it waits for.
+        let stops = |slot: &&&Slot| slot.tasks.iter().any(|t| !t.is_wanted() && !t.status.state.is_final());
+        let placed_next = slots.iter().filter(|slot| !stops(slot)).filter_map(|slot| self.watched(slot));
+        let unplaced = placed_next.filter(|task| self.has_no_place(task)).filter(waited);
+        let failed = ended.chain(watched().filter(|task| self.fails_to_listen(task)));
+        let failed = failed.map(|task| Failure { task, end: TaskEnd::FailedUpdate });
+        failed.chain(unplaced.map(|task| Failure { task, end: TaskEnd::Unplaced })).collect()
+    }
+
+    /// What the update has waited for in vain; `None` of a task that has ended.
+    fn waited_for(&self, Failure { task, end }: &Failure) -> Option<String> {
+        if *end == TaskEnd::Unplaced {
+            let has_node = task.status.state >= TaskState::Assigned;
+            let stage =
+                if has_node { "its node applies no changes and has not taken it" } else { "it has no node and no address yet" };
+            return Some(if task.status.err.is_empty() { stage.to_owned() } else { task.status.err.clone() });
+        }
+        let ports: Vec<String> =
+            self.awaited_ports(task).iter().map(|(protocol, port)| format!("{port}/{}", protocol.as_str())).collect();
+        task.is_backend().then(|| format!("it runs and does not listen on {}, as tasks before it did", ports.join(", ")))
     }
 
     /// Carries out the failure action. True if the service has its previous spec again.
     fn give_up(&self, update: &mut ServiceUpdate, last: &Failure, out: &mut Writes<impl Rng>) -> bool {
         let mut cause = format!("due to failure or early termination of task {}", last.task.id);
-        if last.end == TaskEnd::Unplaced {
-            let has_node = last.task.status.state >= TaskState::Assigned;
-            let stage =
-                if has_node { "its node applies no changes and has not taken it" } else { "it has no node and no address yet" };
-            let waited_for = [last.task.status.err.as_str(), stage];
+        if let Some(waited_for) = self.waited_for(last) {
             cause.push_str(": ");
-            cause.push_str(waited_for.into_iter().find(|text| !text.is_empty()).unwrap_or_default());
+            cause.push_str(&waited_for);
         }
         let paused = if update.state.is_rollback() { UpdateState::RollbackPaused } else { UpdateState::Paused };
         match self.config.failure_action.as_str() {

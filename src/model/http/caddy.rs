@@ -2,7 +2,7 @@
 //! not.
 
 use super::host_and_path::{host, path_prefix};
-use super::route::HttpRoute;
+use super::route::{HttpRedirect, HttpRoute};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// What labels of Caddy say: routes, and labels that are not carried out, each with its reason.
@@ -40,7 +40,8 @@ pub(super) fn read(labels: &BTreeMap<String, String>) -> CaddyLabels {
 }
 
 fn read_site(site: &str, labels: &BTreeMap<String, String>) -> Result<HttpRoute, String> {
-    let mut route = HttpRoute::default();
+    // Caddy has a certificate for each host, and sends all there: so do we once there is one.
+    let mut route = HttpRoute { redirect: Some(HttpRedirect::Https), redirects_if_certified: true, ..HttpRoute::default() };
     let options = labels.iter().filter_map(|(key, value)| Some((site_of(key)?, value.trim())).filter(|((of, _), _)| *of == site));
     let mut port = None;
     for ((_, option), value) in options {
@@ -57,9 +58,11 @@ fn read_site(site: &str, labels: &BTreeMap<String, String>) -> Result<HttpRoute,
                 let upstreams =
                     value.split_once("{{upstreams").and_then(|(path, rest)| Some((path.trim(), rest.strip_suffix("}}")?.trim())));
                 let (path, number) = upstreams.ok_or_else(|| wrong("must be {{upstreams PORT}}"))?;
-                let prefix = path.strip_suffix("/*").unwrap_or(path);
-                route.prefix = path_prefix(prefix)
-                    .filter(|_| !path.contains('*') || path.ends_with("/*"))
+                // A path without a star is that path alone, and one without the first slash is no path there.
+                let prefix = if path.is_empty() { Some("/") } else { path.strip_suffix("/*") };
+                route.prefix = prefix
+                    .filter(|prefix| prefix.is_empty() || prefix.starts_with('/'))
+                    .and_then(path_prefix)
                     .ok_or_else(|| wrong("must begin with a path as /api/*"))?;
                 let number = if number.is_empty() { Some(80) } else { number.parse().ok().filter(|port| *port != 0) };
                 port = Some(number.ok_or_else(|| wrong("must name the port of the containers"))?);
@@ -103,6 +106,15 @@ mod tests {
     }
 
     #[test]
+    fn a_site_sends_its_clients_to_https_as_it_does_there() {
+        for tls in [&[][..], &[("caddy.tls", "internal")], &[("caddy.tls", "me@example.com")]] {
+            let site = [("caddy", "a.example.com"), ("caddy.reverse_proxy", "{{upstreams 80}}")];
+            let labels = site.iter().chain(tls).map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
+            assert_eq!(read(&labels).0[0].redirect, Some(HttpRedirect::Https), "{tls:?}");
+        }
+    }
+
+    #[test]
     fn what_is_not_understood_is_refused_by_name() {
         for (lines, expected) in [
             (&[("caddy", "a.b")][..], "caddy.reverse_proxy: is missing"),
@@ -110,6 +122,8 @@ mod tests {
             (&[("caddy", "a.b"), ("caddy.reverse_proxy", "other:80")], "must be {{upstreams PORT}}"),
             (&[("caddy", "a.b"), ("caddy.reverse_proxy", "{{upstreams x}}")], "port of the containers"),
             (&[("caddy", "a.b"), ("caddy.reverse_proxy", "/a*b {{upstreams 80}}")], "as /api/*"),
+            (&[("caddy", "a.b"), ("caddy.reverse_proxy", "/public {{upstreams 80}}")], "as /api/*"),
+            (&[("caddy", "a.b"), ("caddy.reverse_proxy", "api/* {{upstreams 80}}")], "as /api/*"),
             (&[("caddy", "https://a.b"), ("caddy.reverse_proxy", "{{upstreams}}")], "must be hosts"),
             (&[("caddy", "a.b"), ("caddy.encode", "gzip")], "label caddy.encode=gzip: skep does not"),
         ] {

@@ -3,6 +3,7 @@
 
 use super::duration::millis;
 use super::host_and_path::{host, path_prefix};
+use super::own_conflicts::own_conflicts;
 use super::route::{HttpRedirect, HttpRoute, HttpScheme};
 use super::values::{add_header, flag, is_token, users};
 use super::{caddy, more_labels, nginx_proxy, size, traefik};
@@ -46,6 +47,8 @@ pub struct HttpLabels {
     pub refused: Vec<String>,
     /// What is carried out in another way than these do, for users.
     pub notes: Vec<String>,
+    /// No route is served: two for the same requests differ in which clients they let in.
+    pub is_closed: bool,
 }
 
 impl HttpLabels {
@@ -54,17 +57,26 @@ impl HttpLabels {
     /// # Errors
     /// Text for the user: which label of skep is wrong, and what is valid.
     pub fn of(labels: &BTreeMap<String, String>, env: &[String]) -> Result<Self, String> {
-        let read = Self::read(labels)?;
-        if !nginx_proxy::has_host(env) {
-            return Ok(read);
+        // Most services have none, and managers ask for each of them in each round.
+        let is_label = |key: &str| key.starts_with(HTTP) || traefik::is_label(key) || caddy::is_label(key);
+        if !nginx_proxy::has_host(env) && !labels.keys().any(|key| is_label(key)) {
+            return Ok(Self::default());
         }
+        let of_traefik = traefik::read(labels);
+        let (of_caddy, refused_of_caddy) = caddy::read(labels);
         let of_nginx = nginx_proxy::read(env);
-        Ok(Self {
-            routes: [read.routes, of_nginx.routes].concat(),
-            refused: [read.refused, of_nginx.refused].concat(),
-            notes: [read.notes, of_nginx.notes].concat(),
-            ..read
-        })
+        let others = [of_traefik.routes, of_caddy, of_nginx.routes].concat();
+        let refused = [of_traefik.refused, refused_of_caddy, of_nginx.refused].concat();
+        let mut all = Self::of_skep(labels, others, !refused.is_empty())?;
+        (all.refused, all.notes) = (refused, [of_traefik.notes, of_nginx.notes].concat());
+        let (conflicts, opens) = own_conflicts(&all.routes);
+        // Either of both could be meant: no client is let in that one of them keeps out.
+        if opens {
+            all.routes.clear();
+            all.is_closed = true;
+        }
+        all.refused.extend(conflicts);
+        Ok(all)
     }
 
     /// As [`Self::of`], without variables.
@@ -72,35 +84,43 @@ impl HttpLabels {
     /// # Errors
     /// As [`Self::of`].
     pub fn read(labels: &BTreeMap<String, String>) -> Result<Self, String> {
-        // Most services have none, and managers ask for each of them in each round.
-        if !labels.keys().any(|key| key.starts_with(HTTP) || traefik::is_label(key) || caddy::is_label(key)) {
-            return Ok(Self::default());
-        }
-        let mut all = Self::of_skep(labels)?;
-        let of_traefik = traefik::read(labels);
-        let (of_caddy, refused) = caddy::read(labels);
-        all.routes.extend(of_traefik.routes.into_iter().chain(of_caddy));
-        Ok(Self { refused: [of_traefik.refused, refused].concat(), notes: of_traefik.notes, ..all })
+        Self::of(labels, &[])
     }
 
-    fn of_skep(labels: &BTreeMap<String, String>) -> Result<Self, String> {
+    /// The labels of skep itself, and the `others`, to which certificates are for if there is no `skep.http`; `refuses`: some of these are
+    /// refused.
+    fn of_skep(labels: &BTreeMap<String, String>, mut others: Vec<HttpRoute>, refuses: bool) -> Result<Self, String> {
         let further = || labels.range(HTTP.to_owned()..).take_while(|(key, _)| key.starts_with(HTTP));
         let further = further().filter_map(|(key, value)| Some((key.strip_prefix(HTTP)?.strip_prefix('.')?, value.trim())));
+        let mut certificate = None;
+        let mut is_certificate = |key: &str, value: &str| {
+            let name = Some(value).filter(|_| key == "tls").map(str::to_owned);
+            certificate = name.or_else(|| certificate.take());
+            match (key, value) {
+                ("tls", "") => Err(wrong(key, value, "the name of a secret with certificate and key")),
+                _ => Ok(key == "tls"),
+            }
+        };
         let Some(text) = labels.get(HTTP) else {
-            return match further.into_iter().next() {
-                Some((key, _)) => {
-                    Err(format!("label {HTTP}.{key} needs the label {HTTP} with the hosts beside it, as {HTTP}=shop.example.com"))
+            let mut of_all = HttpRoute::default();
+            for (key, value) in further {
+                if !matches!(key, "tls" | "acme") || (others.is_empty() && !refuses) {
+                    return Err(format!(
+                        "label {HTTP}.{key} needs the label {HTTP} with the hosts beside it, as {HTTP}=shop.example.com"
+                    ));
                 }
-                None => Ok(Self::default()),
-            };
+                if !is_certificate(key, value)? {
+                    read_further(&mut of_all, key, value)?;
+                }
+            }
+            for route in others.iter_mut().filter(|_| of_all.acme.is_some()) {
+                route.acme = of_all.acme;
+            }
+            return Ok(Self { routes: others, certificate, ..Self::default() });
         };
         let mut route = hosts_and_prefix(text.trim())?;
-        let mut certificate = None;
         for (key, value) in further {
-            if key == "tls" {
-                let name = Some(value).filter(|name| !name.is_empty());
-                certificate = Some(name.ok_or_else(|| wrong(key, value, "the name of a secret with certificate and key"))?);
-            } else {
+            if !is_certificate(key, value)? {
                 read_further(&mut route, key, value)?;
             }
         }
@@ -110,7 +130,8 @@ impl HttpLabels {
         if route.strip && route.prefix == "/" {
             return Err(format!("label {HTTP}.strip: {HTTP}={text} has no prefix to strip: add one, as shop.example.com/api"));
         }
-        Ok(Self { routes: vec![route], certificate: certificate.map(str::to_owned), ..Self::default() })
+        others.insert(0, route);
+        Ok(Self { routes: others, certificate, ..Self::default() })
     }
 }
 
@@ -239,6 +260,7 @@ mod tests {
             "a.b/../c",
             "a.b//c",
             "a.b/x,c.d",
+            "a.b/my%20admin",
         ] {
             let why = read(&[(HTTP, text)]).unwrap_err();
             assert!(why.contains("skep.http=") && why.contains("shop.example.com"), "{text}: {why}");
@@ -318,10 +340,58 @@ mod tests {
     }
 
     #[test]
-    fn users_have_a_hash_of_bcrypt() {
+    fn routes_of_other_proxies_have_a_certificate_of_a_secret_without_a_host_of_skep() {
+        let router = [
+            ("traefik.http.routers.r.rule", "Host(`a.b`)"),
+            ("traefik.http.services.s.loadbalancer.server.port", "80"),
+            ("skep.http.tls", "cert"),
+            ("skep.http.acme", "false"),
+        ];
+        let labels = read(&router).unwrap();
+        assert_eq!((labels.routes.len(), labels.routes[0].acme, labels.certificate.as_deref()), (1, Some(false), Some("cert")));
+        let env = ["VIRTUAL_HOST=a.b".to_owned(), "VIRTUAL_PORT=80".to_owned()];
+        let labels = HttpLabels::of(&BTreeMap::from([("skep.http.tls".to_owned(), "cert".to_owned())]), &env).unwrap();
+        assert_eq!((labels.routes.len(), labels.certificate.as_deref()), (1, Some("cert")));
+        let with = |key: &'static str, value: &'static str| read(&[&router[..2], &[(key, value)]].concat());
+        assert!(with("skep.http.auth", "x").unwrap_err().contains("needs the label skep.http"));
+        assert!(with("skep.http.tls", "").unwrap_err().contains("name of a secret"));
+        assert!(read(&router[2..3]).unwrap_err().contains("needs the label skep.http"));
+    }
+
+    #[test]
+    fn two_routes_of_a_service_for_the_same_requests_are_refused_and_no_password_is_lost() {
+        let hash = "$2y$05$c4WoMPo3SXsafkva.HHa6uXQZWr7oboPiC2bT/r7q1BB8I2s0BRqC";
+        let users = format!("ann:{hash}");
+        let router = [
+            ("traefik.http.routers.r.rule", "Host(`a.b`)"),
+            ("traefik.http.services.s.loadbalancer.server.port", "80"),
+            ("traefik.http.middlewares.m.basicauth.users", &users),
+            (HTTP, "a.b"),
+        ];
+        let same = read(&router).unwrap();
+        assert_eq!((same.routes.len(), same.refused), (2, Vec::<String>::new()), "either does the same");
+        let auth = [&router[..], &[("traefik.http.routers.r.middlewares", "m")]].concat();
+        let closed = read(&auth).unwrap();
+        assert_eq!((closed.routes.len(), closed.is_closed, same.is_closed), (0, true, false));
+        assert!(closed.refused[0].contains("http://a.b/"), "{:?}", closed.refused);
+        let port = read(&[&router[..], &[("skep.http.port", "81")]].concat()).unwrap();
+        assert_eq!((port.routes.len(), port.refused.len()), (2, 1), "the first one is served");
+    }
+
+    #[test]
+    fn users_have_a_hash_of_htpasswd() {
         let hash = "$2y$05$c4WoMPo3SXsafkva.HHa6uXQZWr7oboPiC2bT/r7q1BB8I2s0BRqC";
         let doubled = hash.replace('$', "$$");
         let users = route(&[("skep.http.auth", &format!("ann:{hash},bob:{doubled}"))]).auth;
         assert_eq!(users.iter().map(|u| (u.name.as_str(), u.hash.as_str())).collect::<Vec<_>>(), [("ann", hash), ("bob", hash)]);
+        let older = "$apr1$salt$Xxd1irWT9ycqoYxGFn4cb.";
+        let users = route(&[("skep.http.auth", &format!("ann:{}", older.replace('$', "$$")))]).auth;
+        assert_eq!(users[0].hash, older);
+        for wrong in
+            ["$apr1$salt$short", "$apr1$$Xxd1irWT9ycqoYxGFn4cb.", "$1$salt$Xxd1irWT9ycqoYxGFn4cb.", "{SHA}x", "$apr1$salt"]
+        {
+            let why = read(&[(HTTP, "a.b"), ("skep.http.auth", &format!("ann:{wrong}"))]).unwrap_err();
+            assert!(why.contains("htpasswd"), "{wrong}: {why}");
+        }
     }
 }

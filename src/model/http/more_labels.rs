@@ -1,7 +1,7 @@
 //! Labels of a route beyond what it leads to: bounds, health, and what is done to requests and answers on the way.
 
 use super::duration::millis;
-use super::host_and_path::path_prefix;
+use super::host_and_path::is_path;
 use super::route::{HttpCheck, HttpMirror, HttpRate, HttpRedirect, HttpRoute, HttpScheme};
 use super::values::{flag, is_token};
 
@@ -52,7 +52,7 @@ pub(super) fn read(route: &mut HttpRoute, key: &str, value: &str) -> Result<(), 
         }
         "rate.burst" => rate(route).burst = number("how many requests of a client may come at once, as 50")?,
         "check.path" => {
-            let path = value.starts_with('/') && path_prefix(value.split('?').next().unwrap_or_default()).is_some();
+            let path = value.starts_with('/') && is_path(value.split('?').next().unwrap_or_default());
             let is_plain = value.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'#');
             let value = Some(value).filter(|_| path && is_plain).ok_or("a path, as /healthz")?;
             value.clone_into(&mut check(route).path);

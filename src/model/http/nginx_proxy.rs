@@ -1,7 +1,7 @@
 //! Variables of nginx-proxy, which reads them from the environment of containers: `VIRTUAL_HOST` with its port, path and protocol.
 
-use super::host_and_path::{host, path_prefix};
-use super::route::{HttpEntry, HttpRedirect, HttpRoute, HttpScheme};
+use super::host_and_path::{characters, host};
+use super::route::{HttpEntry, HttpRedirect, HttpRoute, HttpScheme, PrefixEnd};
 use std::collections::BTreeMap;
 
 /// What the variables say: routes, variables that are not carried out with the reason, and what is carried out in another way.
@@ -52,8 +52,10 @@ fn route(variables: &BTreeMap<&str, &str>, notes: &mut Vec<String>) -> Result<Ht
         notes.push(format!("variable {HOST}: there is no VIRTUAL_PORT: requests go to port 80 of the containers"));
     }
     if let Some(path) = get("VIRTUAL_PATH") {
-        let prefix = path_prefix(path).filter(|prefix| prefix.starts_with('/'));
-        route.prefix = prefix.ok_or_else(|| wrong("VIRTUAL_PATH", "must be a path, as /api"))?;
+        let (prefix, end) = characters(path).ok_or_else(|| wrong("VIRTUAL_PATH", "must be a path, as /api"))?;
+        // `location /api` is of `/apis` too. With a slash at its end nginx sends `/api` there.
+        let end = if end == PrefixEnd::Slash { PrefixEnd::Segment } else { end };
+        (route.prefix, route.prefix_end) = (prefix, end);
         match get("VIRTUAL_DEST") {
             None => {}
             Some("/") => route.strip = route.prefix != "/",
@@ -72,7 +74,9 @@ fn route(variables: &BTreeMap<&str, &str>, notes: &mut Vec<String>) -> Result<Ht
     let certificate = get("LETSENCRYPT_HOST");
     match get("HTTPS_METHOD") {
         // Without a certificate nginx-proxy serves both.
-        None | Some("redirect") => route.redirect = certificate.map(|_| HttpRedirect::Https),
+        None | Some("redirect") => {
+            (route.redirect, route.redirects_if_certified) = (certificate.map(|_| HttpRedirect::Https), certificate.is_some());
+        }
         Some("noredirect") => {}
         Some("nohttp") => route.entry = HttpEntry::Tls,
         Some("nohttps") => route.entry = HttpEntry::Plain,
@@ -80,8 +84,8 @@ fn route(variables: &BTreeMap<&str, &str>, notes: &mut Vec<String>) -> Result<Ht
     }
     if let Some(name) = certificate {
         notes.push(format!(
-            "variable LETSENCRYPT_HOST={name}: certificates are ordered for labels of skep alone; name a secret with certificate and \
-             key in skep.http.tls"
+            "variable LETSENCRYPT_HOST={name}: certificates are ordered for the hosts of {HOST} once `skep http acme` is set; the label \
+             skep.http.tls names a secret with certificate and key instead"
         ));
     }
     Ok(route)
@@ -121,6 +125,14 @@ mod tests {
         assert_eq!((plain.routes[0].port, plain.routes[0].redirect.clone(), plain.notes.len()), (80, None, 1));
         let secure = read_lines(&["VIRTUAL_HOST=a.b", "VIRTUAL_PORT=1", "LETSENCRYPT_HOST=a.b"]);
         assert_eq!((secure.routes[0].redirect.clone(), secure.notes.len()), (Some(HttpRedirect::Https), 1));
+        assert!(secure.routes[0].redirects_if_certified, "without a certificate nginx-proxy serves both");
+        assert!(secure.notes[0].contains("skep http acme"), "{:?}", secure.notes);
+        for (path, expected) in
+            [("/api", ("/api", PrefixEnd::Anything)), ("/api/", ("/api", PrefixEnd::Segment)), ("/", ("/", PrefixEnd::Segment))]
+        {
+            let route = route(&["VIRTUAL_HOST=a.b", "VIRTUAL_PORT=1", &format!("VIRTUAL_PATH={path}")]);
+            assert_eq!((route.prefix.as_str(), route.prefix_end), expected, "{path}");
+        }
         for lines in [&["PATH=/bin"][..], &["VIRTUAL_HOST="], &["VIRTUAL_PORT=80"], &[]] {
             let read = read_lines(lines);
             assert!(read.routes.is_empty() && read.refused.is_empty(), "{lines:?}");
@@ -133,6 +145,7 @@ mod tests {
             ("VIRTUAL_HOST=~^www\\..*", "VIRTUAL_HOST=~^www"),
             ("VIRTUAL_PORT=http", "VIRTUAL_PORT=http"),
             ("VIRTUAL_PATH=~/x", "VIRTUAL_PATH=~/x"),
+            ("VIRTUAL_PATH=/a%20b", "VIRTUAL_PATH=/a%20b"),
             ("VIRTUAL_PROTO=fastcgi", "VIRTUAL_PROTO=fastcgi"),
             ("NETWORK_ACCESS=internal", "NETWORK_ACCESS=internal"),
             ("HTTPS_METHOD=maybe", "HTTPS_METHOD=maybe"),

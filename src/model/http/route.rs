@@ -7,15 +7,22 @@ use std::collections::BTreeMap;
 /// A route of a service. Requests are for it by host and path.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(default)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a word of the labels")]
 pub struct HttpRoute {
     /// Hosts in lower case, without a port, sorted: `shop.example.com`, `*.example.com` (one label or more in place of `*`), or `*`
     /// (every host that no other route names).
     pub hosts: Vec<String>,
     /// Whole segments that the path begins with; `/` for every path. No slash at its end otherwise.
     pub prefix: String,
+    /// What follows the prefix in a path. (Nodes of 0.2 know whole segments alone.)
+    #[serde(skip_serializing_if = "is_default")]
+    pub prefix_end: PrefixEnd,
     /// Where its requests arrive.
     #[serde(skip_serializing_if = "is_default")]
     pub entry: HttpEntry,
+    /// Its requests with TLS are left to routes for one of its hosts that have TLS alone and keep clients out.
+    #[serde(skip_serializing_if = "is_default")]
+    pub yields_tls: bool,
     /// Port of the containers.
     pub port: u16,
     #[serde(skip_serializing_if = "is_default")]
@@ -25,6 +32,9 @@ pub struct HttpRoute {
     pub strip: bool,
     #[serde(skip_serializing_if = "is_default")]
     pub redirect: Option<HttpRedirect>,
+    /// The redirect to https is for hosts that have a certificate of an authority or of a secret alone.
+    #[serde(skip_serializing_if = "is_default")]
+    pub redirects_if_certified: bool,
     /// Name of the cookie by which a client stays with its task; none if empty.
     #[serde(skip_serializing_if = "is_default")]
     pub sticky: String,
@@ -120,11 +130,14 @@ impl Default for HttpRoute {
         Self {
             hosts: Vec::new(),
             prefix: "/".to_owned(),
+            prefix_end: PrefixEnd::default(),
             entry: HttpEntry::default(),
+            yields_tls: false,
             port: 80,
             scheme: HttpScheme::default(),
             strip: false,
             redirect: None,
+            redirects_if_certified: false,
             sticky: String::new(),
             allow: Vec::new(),
             body: None,
@@ -149,8 +162,39 @@ impl Default for HttpRoute {
     }
 }
 
+impl HttpRoute {
+    /// Whether it may get requests that are the other's without it: for a host of both the longer prefix does, and a host before `*`.
+    #[must_use]
+    pub fn takes_from(&self, other: &Self) -> bool {
+        let is_below = self.prefix.starts_with(&other.prefix);
+        let is_above = other.prefix.starts_with(&self.prefix);
+        let takes_host = |host: &String| other.hosts.contains(host) && is_below;
+        let is_closer = |host: &String| host != "*" && other.hosts.iter().any(|other| other == "*");
+        self.hosts.iter().any(|host| takes_host(host) || (is_closer(host) && (is_below || is_above)))
+    }
+
+    /// Whether some clients may not use it.
+    #[must_use]
+    pub fn keeps_clients_out(&self) -> bool {
+        !self.auth.is_empty() || !self.allow.is_empty()
+    }
+}
+
 fn is_default<T: Default + PartialEq>(value: &T) -> bool {
     *value == T::default()
+}
+
+/// What follows the prefix of a route in the paths that it is for.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PrefixEnd {
+    /// Nothing, or a slash.
+    #[default]
+    Segment,
+    /// Anything: `/admin` is the prefix of `/admin.php`.
+    Anything,
+    /// A slash.
+    Slash,
 }
 
 /// The listeners of a route.
@@ -163,6 +207,18 @@ pub enum HttpEntry {
     Plain,
     /// With TLS alone.
     Tls,
+}
+
+impl HttpEntry {
+    /// Whether each is with TLS.
+    #[must_use]
+    pub fn listeners(self) -> &'static [bool] {
+        match self {
+            Self::Both => &[false, true],
+            Self::Plain => &[false],
+            Self::Tls => &[true],
+        }
+    }
 }
 
 /// What a task is spoken to with.

@@ -1,9 +1,9 @@
 //! Labels of Traefik, read as they are, so that a stack moves by removing its proxy: routers with their rules, services with
 //! their ports, and the common middlewares.
 
-use super::route::{HttpEntry, HttpRoute, HttpScheme};
+use super::route::{HttpEntry, HttpRoute, HttpScheme, PrefixEnd};
 use super::traefik_objects::{Options, TraefikObjects};
-use super::values::{flag, is_token};
+use super::values::{go_flag, is_token};
 use super::{more_labels, traefik_middleware, traefik_rule};
 use std::collections::BTreeMap;
 
@@ -42,7 +42,10 @@ pub(super) fn read(labels: &BTreeMap<String, String>) -> TraefikLabels {
         let key = key.to_ascii_lowercase();
         let Some(rest) = key.strip_prefix("traefik.") else { continue };
         if rest == "enable" {
-            enable = Some(value.trim().to_ascii_lowercase());
+            enable = go_flag(value.trim());
+            if enable.is_none() {
+                read.refused.push(format!("label {key}={value}: must be true or false"));
+            }
             continue;
         }
         let mut steps = rest.splitn(4, '.');
@@ -55,7 +58,7 @@ pub(super) fn read(labels: &BTreeMap<String, String>) -> TraefikLabels {
             _ => read.refused.push(format!("label {key}: skep does not carry it out")),
         }
     }
-    if enable.as_deref() == Some("false") {
+    if enable == Some(false) {
         return TraefikLabels::default();
     }
     let objects = TraefikObjects::new(objects);
@@ -70,11 +73,18 @@ pub(super) fn read(labels: &BTreeMap<String, String>) -> TraefikLabels {
             .push(format!("labels traefik.http.routers: {} routes, and a service may have {MOST_ROUTES}", read.routes.len()));
         read.routes.clear();
     }
+    let names_tls: Vec<HttpRoute> = read.routes.iter().filter(|route| route.entry == HttpEntry::Tls).cloned().collect();
+    for route in read.routes.iter_mut().filter(|route| route.yields_tls) {
+        let is_for = |other: &HttpRoute| route.takes_from(other) && (other.prefix == route.prefix || other.keeps_clients_out());
+        if names_tls.iter().any(is_for) {
+            (route.entry, route.yields_tls) = (HttpEntry::Plain, false);
+        }
+    }
     // A router that is left out may have kept clients from what another one of the service opens to all.
     if !read.refused.is_empty() {
         read.routes.clear();
     }
-    if enable.as_deref() == Some("true") && read.routes.is_empty() && read.refused.is_empty() {
+    if enable == Some(true) && read.routes.is_empty() && read.refused.is_empty() {
         read.notes.push("label traefik.enable: there is no router with a rule, so the service has no HTTP route".to_owned());
     }
     read
@@ -96,7 +106,7 @@ impl TraefikObjects {
                 "service" => service = Some(value.as_str()),
                 "middlewares" => middlewares = value,
                 "entrypoints" => entry = Some(entry_points(value).map_err(|why| wrong(&why))?),
-                "tls" => tls = flag(value).ok_or_else(|| wrong("must be true or false"))?,
+                "tls" => tls = go_flag(value).ok_or_else(|| wrong("must be true or false"))?,
                 "tls.certresolver" => (tls, base.acme) = (true, Some(true)),
                 _ if option.starts_with("tls.domains[") => {}
                 _ => return Err(wrong("skep does not carry it out")),
@@ -105,7 +115,11 @@ impl TraefikObjects {
         base.entry = match (entry, tls) {
             (Some(entry), _) => entry,
             (None, true) => HttpEntry::Tls,
-            (None, false) => HttpEntry::Both,
+            // Requests with TLS are for routers with `tls` there, wherever its entry points have it for none.
+            (None, false) => {
+                base.yields_tls = true;
+                HttpEntry::Both
+            }
         };
         self.service(service, &mut base)?;
         let mut strips = Vec::new();
@@ -117,8 +131,9 @@ impl TraefikObjects {
         let mut routes = Vec::new();
         for alternative in rule {
             let hosts = if alternative.hosts.is_empty() { vec!["*".to_owned()] } else { alternative.hosts };
-            let prefixes = if alternative.prefixes.is_empty() { vec!["/".to_owned()] } else { alternative.prefixes };
-            for prefix in prefixes {
+            let every = || vec![("/".to_owned(), PrefixEnd::default())];
+            let prefixes = if alternative.prefixes.is_empty() { every() } else { alternative.prefixes };
+            for (prefix, prefix_end) in prefixes {
                 let strip = strips.contains(&prefix);
                 if !strips.is_empty() && !strip {
                     return Err(format!(".middlewares: {prefix} is not among the prefixes to strip: strip that of the rule"));
@@ -126,7 +141,7 @@ impl TraefikObjects {
                 let mut hosts = hosts.clone();
                 hosts.sort_unstable();
                 hosts.dedup();
-                routes.push(HttpRoute { hosts, prefix, strip, ..base.clone() });
+                routes.push(HttpRoute { hosts, prefix, prefix_end, strip, ..base.clone() });
             }
         }
         Ok(routes)
@@ -163,8 +178,8 @@ impl TraefikObjects {
                         _ => return Err(wrong("must be http, https or h2c")),
                     }
                 }
-                "loadbalancer.passhostheader" | "loadbalancer.sticky.cookie.httponly" if value == "true" => {}
-                "loadbalancer.sticky" | "loadbalancer.sticky.cookie" if value == "true" => {
+                "loadbalancer.passhostheader" | "loadbalancer.sticky.cookie.httponly" if go_flag(value) == Some(true) => {}
+                "loadbalancer.sticky" | "loadbalancer.sticky.cookie" if go_flag(value) == Some(true) => {
                     if route.sticky.is_empty() {
                         "skep_task".clone_into(&mut route.sticky);
                     }

@@ -4,7 +4,7 @@ use super::duration::millis;
 use super::host_and_path::path_prefix;
 use super::route::{HttpEntry, HttpRate, HttpRedirect, HttpRoute};
 use super::traefik_objects::{Options, TraefikObjects};
-use super::values::{add_header, flag, users};
+use super::values::{add_header, go_flag, users};
 use crate::model::source_prefixes::{PREFIXES, prefixes};
 use std::collections::BTreeMap;
 
@@ -48,7 +48,7 @@ pub(super) fn apply(
             }
             ("redirectscheme", "scheme") if value == "https" => redirect_to_tls(route),
             ("redirectscheme", "port") if value == "443" => {}
-            ("redirectscheme", "permanent") if flag(value).is_some() => {}
+            ("redirectscheme", "permanent") if go_flag(value).is_some() => {}
             ("stripprefix", "prefixes") => {
                 let all: Option<Vec<String>> = value.split(',').map(|one| path_prefix(one.trim())).collect();
                 strips.extend(all.ok_or_else(|| wrong("must be paths separated by commas"))?);
@@ -56,7 +56,7 @@ pub(super) fn apply(
             ("stripprefix", "forceslash") | ("basicauth", "realm") => {}
             ("basicauth", "users") if !route.auth.is_empty() => return Err(wrong("a router may have it once")),
             ("basicauth", "users") => route.auth.extend(users(value).map_err(|why| wrong(&format!("must be {why}")))?),
-            ("basicauth", "removeheader") if value == "true" => {}
+            ("basicauth", "removeheader") if go_flag(value) == Some(true) => {}
             ("ipallowlist" | "ipwhitelist", "sourcerange") if !route.allow.is_empty() => {
                 return Err(wrong("a router may have it once"));
             }
@@ -74,7 +74,7 @@ pub(super) fn apply(
                 route.requests = most.ok_or_else(|| wrong("must be a number of requests"))?;
             }
             ("ratelimit", "average" | "burst" | "period") => limited = true,
-            ("compress", "") if flag(value).is_some() => route.compress |= value == "true",
+            ("compress", "") if go_flag(value).is_some() => route.compress |= go_flag(value) == Some(true),
             ("headers", "stsseconds" | "stsincludesubdomains" | "stspreload") => sts = Some(options),
             ("headers", rest) => headers(rest, value, route).map_err(|why| wrong(&why))?,
             _ => return Err(wrong("skep does not carry it out")),
@@ -120,11 +120,11 @@ fn headers(option: &str, value: &str, route: &mut HttpRoute) -> Result<(), Strin
         return add_header(&mut route.response_headers, name, value).map_err(must_be);
     }
     let answers: &mut BTreeMap<String, String> = &mut route.response_headers;
-    match (option, value) {
-        ("framedeny" | "contenttypenosniff" | "browserxssfilter" | "forcestsheader", "false") => Ok(()),
-        ("framedeny", "true") => add_header(answers, "x-frame-options", "DENY"),
-        ("contenttypenosniff", "true") => add_header(answers, "x-content-type-options", "nosniff"),
-        ("browserxssfilter", "true") => add_header(answers, "x-xss-protection", "1; mode=block"),
+    match (option, go_flag(value)) {
+        ("framedeny" | "contenttypenosniff" | "browserxssfilter" | "forcestsheader", Some(false)) => Ok(()),
+        ("framedeny", Some(true)) => add_header(answers, "x-frame-options", "DENY"),
+        ("contenttypenosniff", Some(true)) => add_header(answers, "x-content-type-options", "nosniff"),
+        ("browserxssfilter", Some(true)) => add_header(answers, "x-xss-protection", "1; mode=block"),
         ("customframeoptionsvalue", _) => add_header(answers, "x-frame-options", value),
         ("referrerpolicy", _) => add_header(answers, "referrer-policy", value),
         ("contentsecuritypolicy", _) => add_header(answers, "content-security-policy", value),
@@ -137,10 +137,10 @@ fn strict_transport_security(options: &Options) -> Option<String> {
     let option = |name: &str| options.get(&format!("headers.{name}")).map(String::as_str);
     let seconds: u64 = option("stsseconds")?.parse().ok().filter(|seconds| *seconds > 0)?;
     let mut value = format!("max-age={seconds}");
-    if option("stsincludesubdomains") == Some("true") {
+    if option("stsincludesubdomains").and_then(go_flag) == Some(true) {
         value.push_str("; includeSubDomains");
     }
-    if option("stspreload") == Some("true") {
+    if option("stspreload").and_then(go_flag) == Some(true) {
         value.push_str("; preload");
     }
     Some(value)

@@ -1,12 +1,13 @@
 //! Rules of Traefik's routers: `Host(…)`, `PathPrefix(…)`, `&&`, `||` and parentheses, as alternatives of hosts and prefixes.
 
-use super::host_and_path::{host, path_prefix};
+use super::host_and_path::{characters, host};
+use super::route::PrefixEnd;
 
 /// One alternative. Empty lists: every host, every path.
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
 pub(super) struct Alternative {
     pub hosts: Vec<String>,
-    pub prefixes: Vec<String>,
+    pub prefixes: Vec<(String, PrefixEnd)>,
 }
 
 /// Alternatives that one rule may have.
@@ -86,8 +87,7 @@ impl RuleParser<'_> {
             return Ok(vec![Alternative { hosts, prefixes: Vec::new() }]);
         }
         if name.eq_ignore_ascii_case("PathPrefix") {
-            let prefix = |value: &String| path_prefix(value).filter(|_| value.starts_with('/'));
-            let prefixes = values.iter().map(prefix).collect::<Option<Vec<_>>>();
+            let prefixes = values.iter().map(|value| characters(value)).collect::<Option<Vec<_>>>();
             let prefixes = prefixes.ok_or_else(|| format!("PathPrefix({}) is no path", values.join(", ")))?;
             return Ok(vec![Alternative { hosts: Vec::new(), prefixes }]);
         }
@@ -117,10 +117,12 @@ impl RuleParser<'_> {
 
 /// Both conditions.
 fn both(a: &Alternative, b: &Alternative) -> Result<Alternative, String> {
-    let one_of = |a: &[String], b: &[String], what: &str| match (a, b) {
-        ([], other) | (other, []) => Ok(other.to_vec()),
-        _ => Err(format!("it asks for {what} twice in one alternative")),
-    };
+    fn one_of<T: Clone>(a: &[T], b: &[T], what: &str) -> Result<Vec<T>, String> {
+        match (a, b) {
+            ([], other) | (other, []) => Ok(other.to_vec()),
+            _ => Err(format!("it asks for {what} twice in one alternative")),
+        }
+    }
     Ok(Alternative { hosts: one_of(&a.hosts, &b.hosts, "a host")?, prefixes: one_of(&a.prefixes, &b.prefixes, "a path")? })
 }
 
@@ -129,7 +131,13 @@ mod tests {
     use super::*;
 
     fn shown(rule: &str) -> Result<Vec<String>, String> {
-        let line = |one: Alternative| format!("{}|{}", one.hosts.join(","), one.prefixes.join(","));
+        let prefix = |(prefix, end): &(String, PrefixEnd)| match end {
+            PrefixEnd::Segment => prefix.clone(),
+            PrefixEnd::Anything => format!("{prefix}…"),
+            PrefixEnd::Slash => format!("{prefix}/…"),
+        };
+        let prefixes = |one: &Alternative| one.prefixes.iter().map(prefix).collect::<Vec<_>>().join(",");
+        let line = |one: Alternative| format!("{}|{}", one.hosts.join(","), prefixes(&one));
         parse(rule).map(|all| all.into_iter().map(line).collect())
     }
 
@@ -138,10 +146,14 @@ mod tests {
         for (rule, expected) in [
             ("Host(`Shop.example.com`)", &["shop.example.com|"][..]),
             ("host(`a.b`, \"c.d\")", &["a.b,c.d|"]),
-            ("PathPrefix(`/api/`)", &["|/api"]),
-            ("Host(`a.b`) && PathPrefix(`/x`,`/y`)", &["a.b|/x,/y"]),
-            ("Host(`a.b`)||Host(`c.d`)&&PathPrefix(`/x`)", &["a.b|", "c.d|/x"]),
-            ("(Host(`a.b`) || Host(`c.d`)) && (PathPrefix(`/x`) || PathPrefix(`/y`))", &["a.b|/x", "a.b|/y", "c.d|/x", "c.d|/y"]),
+            ("PathPrefix(`/api/`)", &["|/api/…"]),
+            ("PathPrefix(`/`)", &["|/"]),
+            ("Host(`a.b`) && PathPrefix(`/x`,`/y`)", &["a.b|/x…,/y…"]),
+            ("Host(`a.b`)||Host(`c.d`)&&PathPrefix(`/x`)", &["a.b|", "c.d|/x…"]),
+            (
+                "(Host(`a.b`) || Host(`c.d`)) && (PathPrefix(`/x`) || PathPrefix(`/y`))",
+                &["a.b|/x…", "a.b|/y…", "c.d|/x…", "c.d|/y…"],
+            ),
         ] {
             assert_eq!(
                 shown(rule).as_deref(),
@@ -166,6 +178,7 @@ mod tests {
             ("Host(`a.b`) && Host(`c.d`)", "a host twice"),
             ("(Host(`a.b`)", "not closed"),
             ("PathPrefix(`x`)", "no path"),
+            ("PathPrefix(`/a%20b`)", "no path"),
             ("Headers(`a`, `b`)", "Headers is not carried out"),
         ] {
             let why = shown(rule).unwrap_err();

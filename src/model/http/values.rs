@@ -14,6 +14,15 @@ pub(super) fn flag(value: &str) -> Option<bool> {
     }
 }
 
+/// A flag as Go reads one, and with it Traefik.
+pub(super) fn go_flag(value: &str) -> Option<bool> {
+    match value {
+        "1" | "t" | "T" | "true" | "TRUE" | "True" => Some(true),
+        "0" | "f" | "F" | "false" | "FALSE" | "False" => Some(false),
+        _ => None,
+    }
+}
+
 /// A token of RFC 9110: the name of a header or cookie.
 pub(super) fn is_token(text: &str) -> bool {
     let is_token = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
@@ -41,14 +50,22 @@ pub(super) fn add_header(list: &mut BTreeMap<String, String>, name: &str, value:
 
 /// Users as htpasswd writes them, separated by commas.
 pub(super) fn users(text: &str) -> Result<Vec<BasicUser>, String> {
-    let valid = "user:hash with a hash of `htpasswd -nB`, several separated by commas";
+    let valid =
+        "user:hash with a hash of `htpasswd -nB` (or the older one of `htpasswd -n`, $apr1$), several separated by commas";
     let user = |one: &str| {
         let (name, hash) = one.trim().split_once(':')?;
         // Compose files double each $.
         let hash = hash.replace("$$", "$");
-        (!name.is_empty() && is_bcrypt(&hash)).then(|| BasicUser { name: name.to_owned(), hash })
+        (!name.is_empty() && (is_bcrypt(&hash) || is_apr1(&hash))).then(|| BasicUser { name: name.to_owned(), hash })
     };
     text.split(',').map(user).collect::<Option<Vec<_>>>().ok_or_else(|| valid.to_owned())
+}
+
+/// `$apr1$`, a salt, and 22 characters.
+fn is_apr1(hash: &str) -> bool {
+    let is_text = |text: &str| text.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'/'));
+    let parts = hash.strip_prefix("$apr1$").and_then(|rest| rest.split_once('$'));
+    parts.is_some_and(|(salt, digest)| (1..=8).contains(&salt.len()) && digest.len() == 22 && is_text(salt) && is_text(digest))
 }
 
 /// `$2y$10$` and 53 characters.

@@ -5,6 +5,8 @@ use crate::trust::{Identity, NodeKey, NodeName, RootCa, issue};
 use std::sync::Mutex;
 use std::time::Duration;
 
+mod recorded;
+
 const NOW: Timestamp = Timestamp(1_795_000_000_000_000_000);
 /// What a thief looks for: in the log.
 const PLANTED: &[u8] = b"planted-in-the-log";

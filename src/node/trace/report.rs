@@ -137,7 +137,7 @@ fn outcome(names: &TraceNames<'_>, trace: &PacketTrace) -> TraceOutcome {
     let meaning =
         reason(last).map_or_else(|| "a program dropped it without a reason".to_owned(), |counter| counter.meaning().to_owned());
     let (result, text) = match last.next {
-        TraceNext::Dropped if trace.vip.as_ref().is_some_and(|vip| vip.backends.is_empty()) => {
+        TraceNext::Dropped | TraceNext::Container(_) if trace.vip.as_ref().is_some_and(|vip| vip.backends.is_empty()) => {
             (TraceResult::Refused, "refused: the service of the virtual address has no running task".to_owned())
         }
         TraceNext::Dropped => (TraceResult::Dropped, format!("{packet} is dropped by {at}: {meaning}")),

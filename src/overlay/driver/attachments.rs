@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::sync::watch;
@@ -66,6 +67,8 @@ pub struct Attachments {
     path: PathBuf,
     clock: Arc<dyn Clock>,
     set: Mutex<AttachmentSet>,
+    /// Whether the file was read. One that cannot be is not written.
+    loaded: AtomicBool,
     /// Held while the file is written.
     writing: tokio::sync::Mutex<()>,
     wanted: watch::Sender<Vec<ContainerAttachment>>,
@@ -76,22 +79,34 @@ pub struct Attachments {
 }
 
 impl Attachments {
-    /// With what an earlier run wrote to `path`, which need not exist yet.
+    /// Of the file at `path`, which is not read yet: [`Self::load`].
+    pub fn new(path: PathBuf, clock: Arc<dyn Clock>) -> Self {
+        Self {
+            path,
+            clock,
+            set: Mutex::default(),
+            loaded: AtomicBool::new(false),
+            writing: tokio::sync::Mutex::default(),
+            wanted: watch::channel(Vec::new()).0,
+            patience: (PATIENCE, START_PATIENCE),
+            view: watch::channel(None).0,
+        }
+    }
+
+    /// Reads what an earlier run wrote, unless it was read.
     ///
     /// # Errors
     /// The file is damaged, of another format or cannot be read.
-    pub fn open(path: PathBuf, clock: Arc<dyn Clock>) -> anyhow::Result<Self> {
-        let set = FILE.load::<AttachmentDocument>(&path)?.map(|document| document.attachments).unwrap_or_default();
-        let wanted = watch::channel(set.wanted()).0;
-        Ok(Self {
-            path,
-            clock,
-            set: Mutex::new(set),
-            writing: tokio::sync::Mutex::default(),
-            wanted,
-            patience: (PATIENCE, START_PATIENCE),
-            view: watch::channel(None).0,
-        })
+    pub fn load(&self) -> anyhow::Result<()> {
+        let mut set = lock(&self.set);
+        if !self.loaded.load(Ordering::Relaxed) {
+            if let Some(document) = FILE.load::<AttachmentDocument>(&self.path)? {
+                *set = document.attachments;
+                self.wanted.send_replace(set.wanted());
+            }
+            self.loaded.store(true, Ordering::Relaxed);
+        }
+        Ok(())
     }
 
     /// What the managers are to be asked for: all of it.
@@ -110,7 +125,12 @@ impl Attachments {
     /// The file cannot be written.
     pub async fn forget(&self) -> anyhow::Result<()> {
         self.follow(None);
-        *lock(&self.set) = AttachmentSet::default();
+        {
+            let mut set = lock(&self.set);
+            *set = AttachmentSet::default();
+            // What the file says is forgotten, whether it was read or not.
+            self.loaded.store(true, Ordering::Relaxed);
+        }
         self.publish().await
     }
 
@@ -206,6 +226,7 @@ impl Attachments {
 
     /// Reports the present state, and writes it to the file.
     async fn publish(&self) -> anyhow::Result<()> {
+        self.load()?;
         self.announce();
         let _writing = self.writing.lock().await;
         let document = AttachmentDocument { format: FILE.format, attachments: lock(&self.set).clone() };
@@ -246,6 +267,12 @@ mod tests {
     use crate::model::task::Attachment;
     use crate::model::view::Tasks;
 
+    fn opened(path: PathBuf) -> Attachments {
+        let all = Attachments::new(path, Arc::new(SystemClock));
+        all.load().unwrap();
+        all
+    }
+
     #[test]
     fn a_file_with_every_field_is_read_and_written_the_same() {
         let recorded: serde_json::Value =
@@ -260,7 +287,7 @@ mod tests {
     fn attachments(name: &str) -> Attachments {
         let path = std::env::temp_dir().join(format!("attachments-{name}-{}.json", std::process::id()));
         let _ = std::fs::remove_file(&path);
-        let all = Attachments::open(path, Arc::new(SystemClock)).unwrap();
+        let all = opened(path);
         all.follow(Some(Arc::new(view(Vec::new()))));
         all
     }
@@ -298,13 +325,13 @@ mod tests {
         let address = Ipv4Addr::new(172, 20, 0, 9);
         assert_eq!(claim.await.unwrap().unwrap(), address);
 
-        let again = Attachments::open(all.path.clone(), Arc::new(SystemClock)).unwrap();
+        let again = opened(all.path.clone());
         assert_eq!(*again.wanted().borrow(), *all.wanted().borrow());
         again.release(&"back".into(), Ipv4Addr::new(172, 20, 0, 8)).await;
         assert_eq!(again.wanted().borrow().len(), 1, "another one");
         again.release(&"back".into(), address).await;
         assert!(again.wanted().borrow().is_empty());
-        let last = Attachments::open(all.path.clone(), Arc::new(SystemClock)).unwrap();
+        let last = opened(all.path.clone());
         assert!(last.wanted().borrow().is_empty());
         std::fs::remove_file(&all.path).unwrap();
     }

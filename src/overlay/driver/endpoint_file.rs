@@ -12,6 +12,7 @@ use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 const FILE: DocumentFile = DocumentFile {
     name: "the file of the driver's endpoints",
@@ -100,21 +101,33 @@ struct Numbered {
 pub struct EndpointFile {
     path: PathBuf,
     current: Mutex<Numbered>,
+    /// Whether the file was read. One that cannot be is not written.
+    loaded: AtomicBool,
     /// How many updates the file contains; held while writing.
     written: tokio::sync::Mutex<u64>,
 }
 
 impl EndpointFile {
-    /// Reads the file; without one there are no objects.
+    /// The file at this path, which is not read yet: [`Self::load`].
+    pub fn new(path: PathBuf) -> Self {
+        let current = Mutex::new(Numbered { objects: EngineObjects::default(), updates: 0 });
+        Self { path, current, loaded: AtomicBool::new(false), written: tokio::sync::Mutex::new(0) }
+    }
+
+    /// Reads the file, unless it was read; without one there are no objects. Returns whether it was read now.
     ///
     /// # Errors
     /// It cannot be read, is damaged or of another format.
-    pub fn open(path: PathBuf) -> anyhow::Result<Self> {
-        let objects = FILE
-            .load::<EndpointDocument>(&path)?
-            .map(|EndpointDocument { networks, endpoints, .. }| EngineObjects { networks, endpoints });
-        let objects = objects.unwrap_or_default();
-        Ok(Self { path, current: Mutex::new(Numbered { objects, updates: 0 }), written: tokio::sync::Mutex::new(0) })
+    pub fn load(&self) -> anyhow::Result<bool> {
+        let mut current = lock(&self.current);
+        if self.loaded.load(Ordering::Relaxed) {
+            return Ok(false);
+        }
+        if let Some(EndpointDocument { networks, endpoints, .. }) = FILE.load::<EndpointDocument>(&self.path)? {
+            current.objects = EngineObjects { networks, endpoints };
+        }
+        self.loaded.store(true, Ordering::Relaxed);
+        Ok(true)
     }
 
     /// Reads from the objects.
@@ -131,8 +144,9 @@ impl EndpointFile {
     /// Updates the objects; the file contains the update when this returns. Concurrent updates share one write.
     ///
     /// # Errors
-    /// The disk is full or broken.
+    /// The disk is full or broken, or the file could not be read.
     pub async fn update<T>(&self, update: impl FnOnce(&mut EngineObjects) -> T) -> anyhow::Result<T> {
+        self.load()?;
         let (value, number) = self.numbered_update(update);
         let mut written = self.written.lock().await;
         if *written < number {
@@ -167,7 +181,8 @@ mod tests {
         let recorded = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it/formats/b71afbd/worker/endpoints.json");
         let copy = std::env::temp_dir().join(format!("skep-endpoints-{}.json", std::process::id()));
         std::fs::copy(&recorded, &copy).expect("recorded");
-        let file = EndpointFile::open(copy.clone()).unwrap();
+        let file = EndpointFile::new(copy.clone());
+        file.load().unwrap();
         file.read(|objects| assert!(!objects.networks.is_empty() && !objects.endpoints.is_empty(), "{objects:?}"));
         file.update(|_| ()).await.unwrap();
         let value = |path: &Path| serde_json::from_slice::<serde_json::Value>(&std::fs::read(path).unwrap()).unwrap();
@@ -184,7 +199,7 @@ mod tests {
         assert_eq!(names.missing(), [""; 0], "record them in {}", recorded.display());
         let copy = std::env::temp_dir().join(format!("skep-endpoints-all-{}.json", std::process::id()));
         std::fs::copy(&recorded, &copy).unwrap();
-        EndpointFile::open(copy.clone()).unwrap().update(|_| ()).await.unwrap();
+        EndpointFile::new(copy.clone()).update(|_| ()).await.unwrap();
         assert_eq!(value(&copy), value(&recorded));
         std::fs::remove_file(&copy).unwrap();
     }

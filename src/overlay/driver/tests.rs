@@ -66,8 +66,8 @@ impl Fixture {
     fn serve(&mut self) {
         self.stop.cancel();
         self.stop = CancellationToken::new();
-        let driver = Driver::open(self.links.clone(), Arc::new(crate::datapath::NoSandboxes), self.file(), self.mtu.subscribe())
-            .expect("opens");
+        let driver = Driver::new(self.links.clone(), Arc::new(crate::datapath::NoSandboxes), self.file(), self.mtu.subscribe());
+        driver.load().expect("loads");
         let listener = bind_unix(&self.socket()).expect("binds");
         tokio::spawn(serve_unix(listener, router(Arc::new(driver)), self.stop.clone()));
     }
@@ -369,11 +369,13 @@ async fn the_error_of_a_damaged_file_tells_what_to_do() {
     let fixture = Fixture::new("damaged");
     for (bytes, expected) in [("{", "damaged"), ("{\"format\":7,\"networks\":{},\"endpoints\":{}}", "format 7")] {
         std::fs::write(fixture.file(), bytes).expect("writes");
-        let error =
-            Driver::open(fixture.links.clone(), Arc::new(crate::datapath::NoSandboxes), fixture.file(), fixture.mtu.subscribe())
-                .err()
-                .expect("refused");
-        let error = format!("{error:#}");
+        let (links, mtu) = (fixture.links.clone(), fixture.mtu.subscribe());
+        let driver = Driver::new(links, Arc::new(crate::datapath::NoSandboxes), fixture.file(), mtu);
+        let error = format!("{:#}", driver.load().expect_err("refused"));
         assert!(error.contains(expected) && error.contains("endpoints.json"), "{error}");
+        assert!(driver.file.update(|_| ()).await.is_err(), "it is not overwritten");
+        assert_eq!(std::fs::read_to_string(fixture.file()).expect("reads"), bytes);
+        std::fs::remove_file(fixture.file()).expect("moved away");
+        driver.load().expect("without a restart");
     }
 }

@@ -4,6 +4,9 @@ use super::*;
 use crate::raft::Log;
 use proptest::prelude::*;
 use raft::eraftpb::{ConfState, SnapshotMetadata};
+use redb::StorageBackend as _;
+use redb::backends::FileBackend;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 fn plain() -> Arc<dyn LogCipher> {
     Arc::new(NoCipher)
@@ -133,6 +136,38 @@ fn a_write_is_tried_again_only_for_lack_of_space() {
     }
 }
 
+/// Whatever the kernel's reason: a full disk below the file system reports the same as a full file system.
+#[test]
+fn a_log_whose_sync_has_failed_is_not_written_on() {
+    // EIO, ENOSPC, EDQUOT.
+    for number in [5, 28, 122] {
+        let folder = TempDir::new(&format!("sync-{number}"));
+        let log = Log::bootstrap(1, Vec::new());
+        Disk::create(&folder.0, 1, &log, &plain()).expect("made");
+        let fails = Arc::new(AtomicBool::new(false));
+        let is_failing = fails.clone();
+        let sync = move |file: &FileBackend| {
+            if is_failing.load(Ordering::SeqCst) { Err(std::io::Error::from_raw_os_error(number)) } else { file.sync_data() }
+        };
+        let opened = Disk::open_with(&folder.0, &plain(), |path| LogFile::open_with(path, Box::new(sync)));
+        let (disk, mut log, _) = opened.expect("opens");
+        let first = batch(&log, (0, 0, 3));
+        disk.write(&first).expect("written");
+        log.write(&first);
+        fails.store(true, Ordering::SeqCst);
+        let error = disk.write(&batch(&log, (0, 0, 3))).expect_err("it is not on the disk");
+        assert!(matches!(error, DiskError::Broken { .. }), "{number}: {error:?}");
+        assert!(error.to_string().contains("raft.redb") && error.to_string().contains("replace the disk"), "{error}");
+        fails.store(false, Ordering::SeqCst);
+        disk.write(&batch(&log, (0, 0, 3))).expect_err("what the kernel has dropped is not written again");
+        // Nor is it opened where what the opening writes cannot be synced.
+        drop(disk);
+        let failing = move |_: &FileBackend| Err(std::io::Error::from_raw_os_error(number));
+        let opened = Disk::open_with(&folder.0, &plain(), |path| LogFile::open_with(path, Box::new(failing)));
+        assert!(matches!(opened, Err(DiskError::Broken { .. })), "{number}: {opened:?}");
+    }
+}
+
 /// Names a key, and seals with none.
 #[derive(Debug)]
 struct LostKey;
@@ -165,4 +200,43 @@ fn a_new_file_that_was_not_finished_is_removed_and_the_log_is_written_on() {
     expected.write(&batch);
     drop(disk);
     assert_eq!(Disk::open(&folder.0, 1).expect("opens").1, expected);
+}
+
+/// A key that rows are not changed with.
+#[derive(Debug)]
+struct NamedKey;
+
+impl LogCipher for NamedKey {
+    fn key(&self) -> Option<String> {
+        Some("named".to_owned())
+    }
+    fn seal(&self, _: &str, _: &str, row: &[u8]) -> Result<Vec<u8>, String> {
+        Ok(row.to_vec())
+    }
+    fn open(&self, _: &str, _: &str, row: &[u8]) -> Result<Vec<u8>, String> {
+        Ok(row.to_vec())
+    }
+}
+
+#[test]
+fn a_log_in_whose_place_another_file_may_be_after_a_power_cut_is_not_used_on() {
+    // EIO, ENOSPC, EROFS.
+    for number in [5, 28, 30] {
+        let folder = TempDir::new(&format!("folder-{number}"));
+        Disk::create(&folder.0, 1, &Log::bootstrap(1, b"new".to_vec()), &plain()).expect("made");
+        let cipher: Arc<dyn LogCipher> = Arc::new(NamedKey);
+        let (mut disk, _) = Disk::open_sealed(&folder.0, 1, &cipher).expect("opens");
+        let failed = disk.seal_again_with(&folder.0, |_| Err(std::io::Error::from_raw_os_error(number)));
+        let error = failed.expect_err("the folder is not durable");
+        let SealAgainError::Replaced(DiskError::Broken { path, .. }) = &error else { panic!("{number}: {error:?}") };
+        assert_eq!(*path, folder.0.join(FILE));
+        assert!(error.to_string().contains("replace the disk"), "{error}");
+    }
+    // Before anything was changed.
+    let folder = TempDir::new("folder-gone");
+    Disk::create(&folder.0, 1, &Log::bootstrap(1, b"new".to_vec()), &plain()).expect("made");
+    let (mut disk, _) = Disk::open_sealed(&folder.0, 1, &(Arc::new(NamedKey) as _)).expect("opens");
+    let error = disk.seal_again(&folder.0.join("gone")).expect_err("there is no such folder");
+    assert!(matches!(error, SealAgainError::Unchanged(_)), "{error:?}");
+    disk.seal_again(&folder.0).expect("sealed");
 }

@@ -2,6 +2,8 @@
 
 use super::super::config::LogCipher;
 use super::*;
+use ::raft::eraftpb::{ConfState, Message, MessageType, Snapshot, SnapshotMetadata};
+use protobuf::Message as _;
 use std::path::PathBuf;
 use std::sync::Mutex;
 
@@ -93,4 +95,29 @@ async fn a_log_that_cannot_be_sealed_again_is_used_on_as_it_is() {
     let (_, log) = Disk::open_sealed(&dir.0, 1, &cipher).unwrap();
     let entries: Vec<&[u8]> = log.entries.iter().map(|entry| &*entry.data).filter(|data| !data.is_empty()).collect();
     assert_eq!(entries, [&b"before"[..], b"meanwhile", b"meanwhile", b"meanwhile", b"after"]);
+}
+
+/// As one of a newer build, or one that was damaged on its way.
+#[tokio::test]
+async fn a_snapshot_that_cannot_be_read_takes_the_place_of_no_log() {
+    let dir = TempDir(std::env::temp_dir().join(format!("raft-shell-snapshot-{}", std::process::id())));
+    let _ = std::fs::remove_dir_all(&dir.0);
+    let config = RaftConfig { tick: Duration::from_millis(20), ..RaftConfig::new(&dir.0, 2) };
+    join(&config).unwrap();
+    let shutdown = CancellationToken::new();
+    let raft = start(config, false, Counter(0), Arc::new(Alone), shutdown.clone()).await.unwrap();
+    let members = ConfState { voters: vec![1], learners: vec![2], ..ConfState::default() };
+    let metadata = SnapshotMetadata { conf_state: Some(members).into(), index: 9, term: 3, ..SnapshotMetadata::default() };
+    let snapshot = Snapshot { data: b"garbage"[..].into(), metadata: Some(metadata).into(), ..Snapshot::default() };
+    let mut message = Message { to: 2, from: 1, term: 3, snapshot: Some(snapshot).into(), ..Message::default() };
+    message.set_msg_type(MessageType::MsgSnapshot);
+    raft.step(message.write_to_bytes().unwrap());
+    let mut status = raft.status();
+    let problem = status.wait_for(|status| status.problem.is_some()).await.unwrap().problem.clone().unwrap();
+    assert!(problem.contains("the snapshot of entry 9 cannot be read"), "{problem}");
+
+    shutdown.cancel();
+    while status.changed().await.is_ok() {}
+    let (_, log) = Disk::open(&dir.0, 2).unwrap();
+    assert_eq!((log.snapshot_index(), log.last()), (0, 0));
 }

@@ -1,5 +1,6 @@
 //! The dialing side: one connection to one manager, opened when there is something to send. Raft's messages are best effort,
-//! because raft repeats them; a proposal is answered, or its sender learns that it may not have arrived.
+//! because raft repeats them; a proposal is answered, or its sender learns that it may not have arrived. A snapshot has a connection of its
+//! own: on a slow link nothing else could be sent for seconds, and raft would elect another leader.
 
 use super::super::frame::{FrameReader, FrameWriter};
 use super::super::session::explain;
@@ -25,6 +26,8 @@ use tokio_util::sync::CancellationToken;
 
 /// Frames that wait for the connection; further messages of raft are dropped.
 const QUEUE: usize = 4096;
+/// Snapshots that wait for theirs: raft sends another one only when it takes the one before for lost.
+const SNAPSHOTS: usize = 1;
 /// Pause after a connection that failed. What waits meanwhile is dropped: raft's messages would be outdated.
 const PAUSE: Duration = Duration::from_millis(50);
 /// That pause grows to 2 to this power times as much while the other manager closes every connection.
@@ -73,6 +76,7 @@ enum Request {
 /// Sends to one manager. The connection ends when this is dropped.
 pub struct ManagerLink {
     requests: mpsc::Sender<Request>,
+    snapshots: mpsc::Sender<Request>,
     stop: CancellationToken,
 }
 
@@ -85,13 +89,21 @@ impl Drop for ManagerLink {
 impl ManagerLink {
     /// To the manager at this mesh address, which must be this node. `ended` is called when a connection was lost and its host refuses
     /// another one: the manager's process is gone.
-    pub fn start(config: Arc<ManagerLinkConfig>, address: SocketAddr, node: NodeId, ended: Arc<dyn Fn() + Send + Sync>) -> Self {
-        let (requests, queue) = mpsc::channel(QUEUE);
+    pub fn start(
+        config: &Arc<ManagerLinkConfig>,
+        address: SocketAddr,
+        node: &NodeId,
+        ended: Arc<dyn Fn() + Send + Sync>,
+    ) -> Self {
         let stop = CancellationToken::new();
-        let (runtime, stopped) = (config.runtime.clone(), stop.clone());
-        let connections = Connections { config, address, node, ended, queue };
-        runtime.spawn(async move { stopped.run_until_cancelled(connections.run()).await });
-        Self { requests, stop }
+        let start = |length: usize, ended: Arc<dyn Fn() + Send + Sync>| {
+            let ((requests, queue), stopped) = (mpsc::channel(length), stop.clone());
+            let connections = Connections { config: config.clone(), address, node: node.clone(), ended, queue };
+            config.runtime.spawn(async move { stopped.run_until_cancelled(connections.run()).await });
+            requests
+        };
+        // The end of the process shows on the connection that is always there.
+        Self { requests: start(QUEUE, ended), snapshots: start(SNAPSHOTS, Arc::new(|| ())), stop }
     }
 
     /// Opens a connection, if there is none; returns once the other manager has greeted, or cannot be reached.
@@ -105,6 +117,11 @@ impl ManagerLink {
     /// Sends a message for raft, or drops it.
     pub fn raft(&self, message: Vec<u8>) {
         let _ = self.requests.try_send(Request::Raft(message));
+    }
+
+    /// Sends a message for raft that carries a snapshot, or drops it.
+    pub fn snapshot(&self, message: Vec<u8>) {
+        let _ = self.snapshots.try_send(Request::Raft(message));
     }
 
     /// Sends a proposal and returns the answer.

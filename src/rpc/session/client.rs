@@ -240,6 +240,8 @@ async fn attempt(
     address: SocketAddr,
 ) -> AttemptEnd {
     let identity = config.identity.borrow_and_update().clone();
+    // What changed after this attempt's hello was made: the manager would not hear of it until the next change.
+    let mut newer_hello = None;
     let opened = {
         let opening = tokio::time::timeout(config.connect, open_in_common(config, &identity, hello, address));
         tokio::pin!(opening);
@@ -247,11 +249,15 @@ async fn attempt(
             tokio::select! {
                 () = shutdown.cancelled() => return AttemptEnd::End(SessionEnd::Shutdown),
                 opened = &mut opening => break opened,
-                dropped = channels.outgoing.recv() => if dropped.is_none() { return AttemptEnd::End(SessionEnd::Shutdown) },
+                dropped = channels.outgoing.recv() => match dropped {
+                    None => return AttemptEnd::End(SessionEnd::Shutdown),
+                    Some(hello @ ToManager::Hello { .. }) => newer_hello = Some(hello),
+                    Some(_) => {}
+                },
             }
         }
     };
-    let opened = match opened {
+    let mut opened = match opened {
         Ok(Ok(opened)) => opened,
         Ok(Err(error)) => {
             if error.is::<IssuerRefused>() {
@@ -278,6 +284,11 @@ async fn attempt(
     let silence = config.dead_after.max(heartbeat * 2);
     let outdated = outdated(&mut config.identity, config.clock.as_ref(), opened.ends);
     let bounds = SessionBounds { heartbeat, silence, format };
+    if let Some(hello) = newer_hello
+        && let Err(error) = opened.writer.write(&hello).await
+    {
+        return AttemptEnd::failed(format!("{error:#}"));
+    }
     run_session(opened, channels, search, bounds, shutdown, outdated).await
 }
 

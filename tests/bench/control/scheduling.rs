@@ -1,6 +1,6 @@
 //! What a decision of the scheduler costs, and a task from its creation to its node.
 
-use super::{fixture, large, processor_time, row, scaled};
+use super::{compared, fixture, large, processor_time, scaled};
 use crate::report::Report;
 use skep::manager::round::RoundPlanner;
 use skep::manager::scheduler::Scheduler;
@@ -67,8 +67,9 @@ pub fn decisions(report: &mut Report) {
             }
             assert_eq!(store.tasks().filter(|t| t.node_id.is_some()).count(), tasks);
             let what = if asks_for_much { "decisions: constraints, reservation, spread" } else { "decisions of the scheduler" };
-            let rate = format!("{:.0} decisions/s", tasks as f64 / planning.as_secs_f64());
-            row(report, what, format!("{tasks} tasks, {nodes} nodes"), "", "≥ 10^5/s, near linear", rate);
+            let rate = tasks as f64 / planning.as_secs_f64();
+            let now = (rate, format!("{rate:.0} decisions/s"));
+            compared(report, what, format!("{tasks} tasks, {nodes} nodes"), None, "≥ 10^5/s, near linear", now);
         }
     }
 }
@@ -95,13 +96,7 @@ pub fn created(report: &mut Report) {
         let time = processor_time().saturating_sub(started).as_secs_f64();
         let done = store.tasks().filter(|task| task.node_id.is_some()).count();
         let size = format!("{done} of {tasks} tasks on {nodes} nodes");
-        row(
-            report,
-            "tasks created, scheduled and written",
-            size,
-            "",
-            "near linear",
-            format!("{:.0} tasks/s", done as f64 / time),
-        );
+        let rate = done as f64 / time;
+        compared(report, "tasks created, scheduled and written", size, None, "near linear", (rate, format!("{rate:.0} tasks/s")));
     }
 }

@@ -4,7 +4,7 @@ use super::super::http::pem_of;
 use rand::SeedableRng as _;
 use skep::acme::{AcmeError, AcmeErrorKind, AcmeExecutor};
 use skep::model::acme::{AcmeRenewal, AcmeSettings, IssuedCertificate};
-use skep::model::{AcmeAccount, Meta, PayloadId, Timestamp};
+use skep::model::{AcmeAccount, PayloadId, Timestamp};
 use skep::trust::DataKey;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -19,11 +19,11 @@ use tokio_rustls::rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer};
 async fn registered_at(answer: &'static str) -> AcmeError {
     let (settings, _) = server(move |_, _| answer.to_owned()).await;
     let key = DataKey::draw(&mut rand::rngs::StdRng::seed_from_u64(1));
-    AcmeExecutor { key, hook: None }.register(&settings).await.expect_err("no account")
+    AcmeExecutor { key, hook: None }.register(&AcmeAccount::new("c".into(), settings)).await.expect_err("no account")
 }
 
 /// Settings for a server with TLS that gives each request line, and its own address, to this; the server's port.
-async fn server(answer: impl Fn(&str, &str) -> String + Send + 'static) -> (AcmeSettings, u16) {
+pub async fn server(answer: impl Fn(&str, &str) -> String + Send + 'static) -> (AcmeSettings, u16) {
     let made = skep::trust::self_signed(vec!["localhost".to_owned()]).expect("a certificate");
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("bound");
     let port = listener.local_addr().expect("bound").port();
@@ -72,7 +72,7 @@ async fn a_server_that_is_no_authority_is_named() {
     let roots = pem_of(&skep::trust::self_signed(vec!["localhost".to_owned()]).expect("a certificate")).0;
     let key = DataKey::draw(&mut rand::rngs::StdRng::seed_from_u64(1));
     let settings = AcmeSettings { root_certificate: roots, ..settings };
-    let error = AcmeExecutor { key, hook: None }.register(&settings).await.expect_err("refused");
+    let error = AcmeExecutor { key, hook: None }.register(&AcmeAccount::new("c".into(), settings)).await.expect_err("refused");
     assert!(error.reason.contains("127.0.0.1") && error.reason.contains("refused"), "the cause is named: {error}");
 }
 
@@ -120,9 +120,8 @@ async fn the_authority_says_when_to_renew() {
     let dir = std::env::temp_dir().join(format!("skep-ari-{}", std::process::id()));
     let pem = issued_by_an_authority(&dir);
     let executor = AcmeExecutor { key: DataKey::draw(&mut rand::rngs::StdRng::seed_from_u64(1)), hook: None };
-    let registration = executor.register(&settings).await.expect("an account");
-    let account =
-        AcmeAccount { id: "c".into(), meta: Meta::default(), settings, registration: Some(registration), failure: None };
+    let mut account = AcmeAccount::new("c".into(), settings);
+    account.registration = Some(executor.register(&account).await.expect("an account"));
     let payload = "p".into();
     let data = executor.key.seal(&PayloadId::Secret("p".into()), pem.as_bytes(), &mut rand::rng()).expect("sealed");
     let (now, names) = (Timestamp(1), vec!["a.test".to_owned()]);

@@ -16,7 +16,7 @@ use skep::manager::{JoiningNode, bootstrap};
 use skep::model::acme::AcmeSettings;
 use skep::model::node::{ManagerStatus, NodeDescription};
 use skep::model::{
-    AcmeAccount, AcmeCertificate, Availability, Meta, NodeId, Payload, PayloadId, Revision, Role, Secret, ServiceSpec, Timestamp,
+    AcmeAccount, AcmeCertificate, Availability, NodeId, Payload, PayloadId, Revision, Role, Secret, ServiceSpec, Timestamp,
     fixture,
 };
 use skep::store::{Action, LocalProposer, StoreHandle};
@@ -124,8 +124,7 @@ impl OneNode {
             email: "me@example.com".to_owned(),
             ..AcmeSettings::default()
         };
-        let account = AcmeAccount { id: "cluster".into(), meta: Meta::default(), settings, registration: None, failure: None };
-        actions.push(Action::create(account));
+        actions.push(Action::create(AcmeAccount::new("cluster".into(), settings)));
         store.write(Timestamp(1), actions).await.expect("written");
 
         let (sender, applied) = watch::channel(Revision::default());

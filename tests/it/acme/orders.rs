@@ -5,7 +5,9 @@ use super::namespace::alone;
 use super::pebble::PebbleConfig;
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use skep::acme::{AcmeErrorKind, AcmeExecutor, Advance};
+use skep::model::Timestamp;
 use skep::model::acme::AcmeChallengeKind;
+use skep::store::Action;
 use std::sync::atomic::Ordering;
 
 const HTTP: &[AcmeChallengeKind] = &[AcmeChallengeKind::Http];
@@ -143,13 +145,23 @@ fn another_leader_goes_on_with_an_order_wherever_it_stands() {
 }
 
 #[test]
+fn a_wildcard_without_a_program_for_dns_leaves_the_hosts_below_it_their_certificates() {
+    alone(async || {
+        let one = OneNode::new(&[("skep.http", "*.a.test,a.test,x.a.test")], PebbleConfig::default()).await;
+        let _leader = one.lead();
+        let failed = one.once("*.a.test", "a failure", |record| record.failure.is_some()).await;
+        assert!(failed.failure.is_some_and(|failure| failure.reason.contains("dns_hook")));
+        for host in ["a.test", "x.a.test"] {
+            one.once(host, "a certificate", |record| record.issued.is_some()).await;
+            one.is_served(host).await;
+        }
+    });
+}
+
+#[test]
 fn a_wildcard_and_its_parent_are_proved_by_two_values_of_one_name() {
     alone(async || {
         let one = OneNode::new(&[("skep.http", "*.a.test,a.test")], PebbleConfig::default()).await;
-        let without = one.lead();
-        let failed = one.once("*.a.test", "a failure", |record| record.failure.is_some()).await;
-        assert!(failed.failure.is_some_and(|failure| failure.reason.contains("dns_hook")));
-        drop(without);
         let (set, clear) = (one.pebble.names("set-txt"), one.pebble.names("clear-txt"));
         let calls = one.dir().join("calls");
         let script = format!(
@@ -176,14 +188,34 @@ fn an_account_is_bound_to_that_of_the_user() {
         let key = "zWNDZM6eQGHWpSRTPal5eIUYFTu7EajVIoguysqZ9wG44nMEtx3MUAsUDkMTQ12W";
         let config = PebbleConfig { external: Some(("kid-1".to_owned(), key.to_owned())), ..PebbleConfig::default() };
         let one = OneNode::new(&[("skep.http", "a.test")], config).await;
-        let settings = one.store.read().acme_account().expect("an account").settings.clone();
-        let refused = executor(&one).register(&settings).await.expect_err("no binding");
+        let mut account = one.store.read().acme_account().expect("an account").clone();
+        let executor = executor(&one);
+        let refused = executor.register(&account).await.expect_err("no binding");
         assert!(refused.kind == AcmeErrorKind::Refused && refused.reason.contains("externalAccountRequired"), "{refused:?}");
         let bytes = URL_SAFE_NO_PAD.decode(key).expect("base64url");
-        let sealed = executor(&one).key.seal(&skep::acme::external_account_payload(), &bytes, &mut rand::rng()).expect("sealed");
-        let external = skep::model::acme::ExternalAccount { key_id: "kid-1".to_owned(), key: sealed };
-        let bound = skep::model::acme::AcmeSettings { external_account: Some(external), ..settings };
-        assert!(executor(&one).register(&bound).await.expect("bound").url.starts_with("https://127.0.0.1:14000/"));
+        let sealed = executor.key.seal(&skep::acme::external_account_payload(), &bytes, &mut rand::rng()).expect("sealed");
+        account.settings.external_account = Some(skep::model::acme::ExternalAccount { key_id: "kid-1".to_owned(), key: sealed });
+        account.key = Some(executor.make_key().expect("a key"));
+        let bound = executor.register(&account).await.expect("bound").url;
+        assert!(bound.starts_with("https://127.0.0.1:14000/"), "{bound}");
+        assert_eq!(executor.register(&account).await.expect("again").url, bound, "the answer was lost: the same account");
+    });
+}
+
+#[test]
+fn a_leader_that_ends_before_the_answer_leaves_the_key_for_the_account_that_the_next_one_finds() {
+    alone(async || {
+        let one = OneNode::new(&[("skep.http", "a.test")], PebbleConfig { refused_nonces: 50, ..PebbleConfig::default() }).await;
+        // What a leader does that loses the answer: the authority has an account with the stored key, of which the state knows nothing.
+        let mut account = one.store.read().acme_account().expect("an account").clone();
+        account.key = Some(executor(&one).make_key().expect("a key"));
+        one.store.write(Timestamp(2), vec![Action::update(account.clone())]).await.expect("written");
+        let orphan = executor(&one).register(&account).await.expect("an account").url;
+
+        let _leader = one.lead();
+        one.once("a.test", "a certificate", |record| record.issued.is_some()).await;
+        let account = one.store.read().acme_account().expect("an account").clone();
+        assert_eq!(account.registration.expect("registered").url, orphan);
     });
 }
 

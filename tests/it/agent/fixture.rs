@@ -5,7 +5,7 @@ use skep::agent::{AgentChannels, AgentConfig, run};
 use skep::clock::SystemClock;
 use skep::datapath::{LinkNetwork, Links};
 use skep::http::{bind_unix, serve_unix};
-use skep::lab::{EngineRoot, Host, Lab, output, whoami_image};
+use skep::lab::{Host, Lab, output, whoami_image};
 use skep::model::fixture;
 use skep::model::task::{Attachment, ContainerSpec, TaskSpec};
 use skep::model::view::{NetworkPart, Networks, Tasks};
@@ -129,12 +129,7 @@ impl AgentFixture {
     /// Starts the engine with its state from before.
     pub async fn restart_engine(&mut self) {
         self.host.stop_engine().await.expect("stops");
-        // Another engine may be tested: a root directory made by debootstrap.
-        let root = match std::env::var_os("SKEP_TEST_ENGINE_ROOT") {
-            Some(directory) => EngineRoot::Directory(directory.into()),
-            None => EngineRoot::Machine,
-        };
-        self.host.start_engine(&root).await.expect("an engine");
+        self.host.start_engine(&crate::lab::engine_root()).await.expect("an engine");
     }
 
     /// Starts the driver (again), from its file.
@@ -143,7 +138,8 @@ impl AgentFixture {
         self.driver = CancellationToken::new();
         let links = Arc::new(IpLinks { host: self.host.pid() });
         let ledger = self.host.dir().join("endpoints.json");
-        let driver = Driver::open(links, Arc::new(skep::datapath::NoSandboxes), ledger, self.mtu.subscribe()).expect("opens");
+        let driver = Driver::new(links, Arc::new(skep::datapath::NoSandboxes), ledger, self.mtu.subscribe());
+        driver.load().expect("loads");
         let listener = bind_unix(&self.plugin_socket()).expect("binds");
         tokio::spawn(serve_unix(listener, router(Arc::new(driver)), self.driver.clone()));
     }

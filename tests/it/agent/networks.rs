@@ -4,6 +4,21 @@ use super::fixture::{AgentFixture, ME, POLITE, on, task, wanting};
 use skep::model::{NodeId, TaskState};
 use skep::runtime::{EngineError, NetworkPlan};
 
+fn plan(id: &str, name: &str) -> NetworkPlan {
+    NetworkPlan {
+        id: id.into(),
+        name: name.to_owned(),
+        subnet: "10.0.9.0/24".parse().expect("a subnet"),
+        gateway: "10.0.9.1".parse().expect("an address"),
+        further: Vec::new(),
+        v6: None,
+        internal: false,
+        ingress: false,
+        mtu: 1400,
+        most_mtu: None,
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn tasks_reach_each_other_on_their_networks() {
     let mut agent = AgentFixture::new("nets").await;
@@ -70,18 +85,6 @@ async fn an_engine_restart_and_a_driver_that_starts_late() {
 
     // Names in use, by another driver and by an earlier network of skep.
     agent.docker(&["network", "create", "taken"]).await.expect("makes");
-    let plan = |id: &str, name: &str| NetworkPlan {
-        id: id.into(),
-        name: name.to_owned(),
-        subnet: "10.0.9.0/24".parse().expect("a subnet"),
-        gateway: "10.0.9.1".parse().expect("an address"),
-        further: Vec::new(),
-        v6: None,
-        internal: false,
-        ingress: false,
-        mtu: 1400,
-        most_mtu: None,
-    };
     let error = agent.engine.ensure_network(&plan("x", "taken")).await.expect_err("refused");
     assert!(matches!(&error, EngineError::Refused(words) if words.contains("docker network rm taken")), "{error}");
     let error = agent.engine.ensure_network(&plan("another", "back")).await.expect_err("in use");
@@ -111,5 +114,30 @@ async fn an_engine_that_boots_without_the_driver_runs_tasks_once_it_is_up() {
     agent.want(std::slice::from_ref(&two));
     agent.until(&two, TaskState::Running).await;
     agent.exec(&two, "ping -c1 -W2 10.0.1.1").await.expect("reaches the gateway");
+    agent.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn networks_of_containers_that_were_never_started_stay() {
+    let mut agent = AgentFixture::new("made").await;
+    for name in ["back", "connected", "unused"] {
+        let subnet = format!("10.0.{}.0/24", name.len()).parse().expect("a subnet");
+        let gateway = format!("10.0.{}.1", name.len()).parse().expect("an address");
+        agent.engine.ensure_network(&NetworkPlan { subnet, gateway, ..plan(&format!("id-{name}"), name) }).await.expect("made");
+    }
+    let image = skep::lab::WHOAMI_IMAGE;
+    agent.docker(&["create", "--name", "made", "--network", "back", image]).await.expect("created");
+    agent.docker(&["create", "--name", "joined", image]).await.expect("created");
+    agent.docker(&["network", "connect", "connected", "joined"]).await.expect("connected");
+    let list = ["network", "ls", "--filter", "driver=skep", "--format", "{{.Name}}"];
+    // The view has none of these networks: what nothing refers to is removed.
+    agent.want(&[]);
+    agent.until_docker(&list, "back\nconnected").await;
+    tokio::time::sleep(std::time::Duration::from_secs(3)).await;
+    assert_eq!(agent.docker(&list).await.expect("lists").trim(), "back\nconnected", "the agent has looked again");
+    agent.docker(&["rm", "made"]).await.expect("removed");
+    agent.until_docker(&list, "connected").await;
+    agent.docker(&["rm", "joined"]).await.expect("removed");
+    agent.until_docker(&list, "").await;
     agent.stop().await;
 }

@@ -15,8 +15,18 @@ const TIMEOUT: Duration = Duration::from_secs(90);
 /// The Docker SDK for Python, as Debian packages it (python3-docker).
 #[tokio::test(flavor = "multi_thread")]
 async fn the_sdk_for_python_creates_updates_scales_and_removes() {
+    run_script("docker_py.py").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_ansibles_modules_send_is_carried_out_and_the_same_again_touches_no_task() {
+    run_script("ansible_calls.py").await;
+}
+
+/// Runs a script of `clients` with the socket of a new swarm; it says `ok` at its end.
+async fn run_script(name: &str) {
     let swarm = ManagedSwarm::new().await;
-    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it/clients/docker_py.py");
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it/clients").join(name);
     let run = Command::new("/usr/bin/python3").arg(script).arg(&swarm.api.socket).kill_on_drop(true).output();
     let out = tokio::time::timeout(TIMEOUT, run).await.expect("in time").expect("python3");
     let (out, err) = (String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr));

@@ -2,10 +2,10 @@
 
 use super::fixture::{ApiFixture, FakeNode};
 use super::recorded_store;
-use crate::lab::lab_dir;
+use crate::lab::{engine_root, lab_dir};
 use skep::api::control::Membership;
 use skep::clock::{Clock, SystemClock};
-use skep::lab::{EngineRoot, Host, Lab, WHOAMI_IMAGE, whoami_image};
+use skep::lab::{Host, Lab, WHOAMI_IMAGE, whoami_image};
 use skep::model::{Role, Task, TaskState};
 use skep::store::{Action, StoreHandle};
 use std::process::Stdio;
@@ -69,9 +69,7 @@ impl EngineFixture {
     async fn start(name: &str) -> Self {
         let lab = Lab::new(lab_dir(name)).await.expect("lab");
         let mut host = lab.host("api", 1).await.expect("host");
-        // As in the other tests: the machine's engine, or a newer one in a root directory.
-        let root = std::env::var_os("SKEP_TEST_ENGINE_ROOT").map_or(EngineRoot::Machine, |dir| EngineRoot::Directory(dir.into()));
-        host.start_engine(&root).await.expect("engine");
+        host.start_engine(&engine_root()).await.expect("engine");
         whoami_image(&host).await.expect("image");
         let api = ApiFixture::serve(FakeNode::new(Membership::Inactive), Some(&host.engine_socket()));
         Self { lab, host, api }

@@ -21,10 +21,15 @@ fn engine_29(line: &str) -> Option<(u16, Value)> {
         ("GET", "/networks") => Some((200, json!([{"Id": "0dfe", "Name": "lan", "Driver": "bridge"}]))),
         ("GET", "/networks/lan") => Some((200, json!({"Id": "0dfe", "Name": "lan", "Driver": "bridge"}))),
         ("GET", "/containers/json") => Some((200, containers)),
-        ("POST", "/containers/prune") => Some((200, json!({"ContainersDeleted": null, "SpaceReclaimed": 0}))),
+        ("GET", "/distribution/registry.example:5000/app/json" | "/distribution/registry.example:5000/app:2/json") => {
+            Some((200, json!({"Descriptor": {"mediaType": "x", "digest": DIGEST, "size": 7}})))
+        }
+        ("GET", "/distribution/odd:1/json") => Some((200, json!({"Descriptor": {"digest": "none"}}))),
         _ => None,
     }
 }
+
+const DIGEST: &str = "sha256:6d9f0a4f3c5c2b1e6d9f0a4f3c5c2b1e6d9f0a4f3c5c2b1e6d9f0a4f3c5c2b1e";
 
 fn manager() -> RecordingEngine {
     RecordingEngine::serve(FakeNode::new(Membership::Manager(FakeNode::lab1())), engine_29)
@@ -69,11 +74,39 @@ async fn the_filter_is_task_separates_containers_of_tasks_from_others() {
 }
 
 #[tokio::test]
-async fn a_prune_leaves_prepared_tasks_alone() {
+async fn the_image_of_an_old_clients_service_gets_its_digest_or_a_warning() {
     let engine = manager();
-    let target = "/v1.51/containers/prune?filters=%7B%22until%22%3A%7B%2210m%22%3Atrue%7D%7D";
-    let (status, reply) = engine.send("POST", target, None).await;
-    assert_eq!((status, &reply["SpaceReclaimed"]), (200, &json!(0)));
-    let asked = engine.asked("POST").remove(0).0;
-    assert!(asked.contains("until") && asked.contains("label%21") && asked.contains("com.docker.swarm.task.id"), "{asked}");
+    let create = async |version: &str, name: &str, image: &str| {
+        let spec = json!({"Name": name, "TaskTemplate": {"ContainerSpec": {"Image": image}}});
+        let (status, reply) = engine.send("POST", &format!("/v{version}/services/create"), Some(&spec)).await;
+        assert_eq!(status, 201, "{reply}");
+        reply["Warnings"].clone()
+    };
+    let shown = async |name: &str| {
+        let (_, service) = engine.send("GET", &format!("/services/{name}"), None).await;
+        (
+            service["Spec"]["TaskTemplate"]["ContainerSpec"]["Image"].as_str().unwrap().to_owned(),
+            service["Version"]["Index"].clone(),
+        )
+    };
+    let app = "registry.example:5000/app";
+    assert_eq!(create("1.29", "one", app).await, Value::Null);
+    let (image, version) = shown("one").await;
+    assert_eq!(image, format!("{app}:latest@{DIGEST}"));
+    for (name, image) in [("two", "lab:1"), ("three", "odd:1")] {
+        let warnings = create("1.24", name, image).await;
+        assert!(
+            warnings[0].as_str().unwrap().starts_with(&format!("image {image} could not be accessed on a registry")),
+            "{warnings}"
+        );
+        assert_eq!(shown(name).await.0, image);
+    }
+    let spec = json!({"Name": "one", "TaskTemplate": {"ContainerSpec": {"Image": format!("{app}:2")}}});
+    let (status, reply) = engine.send("POST", &format!("/v1.28/services/one/update?version={version}"), Some(&spec)).await;
+    assert_eq!((status, &reply["Warnings"]), (200, &Value::Null), "{reply}");
+    assert_eq!(shown("one").await.0, format!("{app}:2@{DIGEST}"));
+    let asked = engine.asked("GET /distribution").len();
+    assert_eq!(create("1.30", "four", app).await, Value::Null, "such a client asks itself");
+    assert_eq!(create("1.29", "five", &format!("{app}@{DIGEST}")).await, Value::Null);
+    assert_eq!((shown("four").await.0.as_str(), engine.asked("GET /distribution").len()), (app, asked));
 }

@@ -11,7 +11,7 @@ use skep::api::control::Membership;
 use skep::clock::{Clock as _, SystemClock};
 use skep::http::{ReplyLines, bind_unix, serve_unix};
 use skep::model::Role;
-use skep::store::Action;
+use skep::store::{Action, Kind};
 use std::convert::Infallible;
 use std::time::{Duration, Instant};
 use tokio_util::sync::{CancellationToken, DropGuard};
@@ -128,6 +128,21 @@ async fn the_swarms_events_are_replayed_in_order_among_the_engines_and_hidden_ne
     assert_eq!((reply.status.as_u16(), reply.ok().unwrap_err().to_string().contains("bad time")), (400, true));
 }
 
+/// Those of containers had them; of the swarm's events no version of the API has.
+#[tokio::test]
+async fn events_of_the_swarm_never_have_the_old_fields_beside_their_actor() {
+    let fixture = Fixture::swarm().await;
+    fixture.past("since=0", &["service create web"]).await;
+    for version in ["/v1.41", "/v1.51", ""] {
+        let reply = fixture.api.client.get(&format!("{version}/events?since=0&until=99999999999.0")).await.unwrap();
+        let text = String::from_utf8_lossy(&reply.body).into_owned();
+        let events = text.lines().map(|line| serde_json::from_str::<Value>(line).unwrap()).filter(|e| e["scope"] == "swarm");
+        let keys: Vec<Vec<String>> = events.map(|e| e.as_object().unwrap().keys().cloned().collect()).collect();
+        assert!(keys.len() >= 2, "{text}");
+        assert!(keys.iter().all(|keys| *keys == ["Action", "Actor", "Type", "scope", "time", "timeNano"]), "{version}: {keys:?}");
+    }
+}
+
 #[tokio::test]
 async fn changes_are_followed_with_their_old_and_new_values() {
     let fixture = Fixture::swarm().await;
@@ -157,6 +172,36 @@ async fn the_next_swarm_of_a_node_is_followed_too() {
 }
 
 /// A node that becomes a manager gets the whole state from the leader, at once.
+/// Raft publishes together what it commits together: here the feed does not run in between.
+#[tokio::test]
+async fn each_of_several_changes_that_are_published_together_is_an_event() {
+    let node = FakeNode::new(Membership::Manager(FakeNode::lab1()));
+    let store = node.store.lock().unwrap().clone().unwrap();
+    let lab1 = recorded_store::node("ej9fe8a4i12wa7r06tdh2hha7", "lab1", Role::Manager);
+    store.write(SystemClock.now(), vec![Action::create(recorded_store::cluster()), Action::create(lab1)]).await.unwrap();
+    let api = ApiFixture::serve(node, None);
+    // The feed runs on this thread, and follows the store from now on.
+    for _ in 0..100 {
+        tokio::task::yield_now().await;
+    }
+    let id = "network000000000000000001";
+    for _ in 0..3 {
+        let create = Action::create(recorded_store::network(id, "brief", Some("10.0.9.0/24")));
+        store.write(SystemClock.now(), vec![create]).await.unwrap();
+        store.write(SystemClock.now(), vec![Action::Remove(Kind::Network, id.to_owned())]).await.unwrap();
+    }
+    let begin = Instant::now();
+    loop {
+        let reply = api.client.get("/v1.51/events?since=0&until=99999999999.0").await.unwrap();
+        let text = String::from_utf8_lossy(&reply.body).into_owned();
+        let all: Vec<String> = text.lines().map(|line| short(&serde_json::from_str(line).unwrap())).collect();
+        if all == ["network create brief", "network remove brief"].repeat(3) {
+            break;
+        }
+        assert!(begin.elapsed() < TIMEOUT, "{all:?}");
+    }
+}
+
 #[tokio::test]
 async fn what_a_further_manager_gets_from_the_leader_is_no_news() {
     let state = || {

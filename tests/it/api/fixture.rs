@@ -7,12 +7,12 @@ use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
 use skep::api::Api;
 use skep::api::control::{
-    AttachRefusal, ControlError, Membership, MembershipInfo, NodeControl, PreparedNetwork, RequestedAddresses, SwarmInitRequest,
-    SwarmJoinRequest,
+    AttachRefusal, ControlError, KnownNetwork, Membership, MembershipInfo, NodeControl, PreparedNetwork, RequestedAddresses,
+    SwarmInitRequest, SwarmJoinRequest,
 };
 use skep::clock::{Clock, SystemClock};
 use skep::http::{UnixClient, bind_unix};
-use skep::model::{AttachDenial, LogRequest, NodeId, Role, Secret, TaskId, TaskLog, Timestamp, UnwrittenObject};
+use skep::model::{AttachDenial, LogRequest, NetworkId, NodeId, Role, Secret, TaskId, TaskLog, Timestamp, UnwrittenObject};
 use skep::rpc::LogReader;
 use skep::store::{Action, LocalProposer, StoreHandle};
 use skep::trust::{InvalidUnlockKey, PayloadVault, TunnelKey, UnlockKey};
@@ -61,6 +61,8 @@ pub struct FakeNode {
     pub logs: Mutex<BTreeMap<NodeId, Arc<dyn LogReader>>>,
     /// Networks that were prepared for plain containers, with the addresses that were asked for.
     pub prepared: Mutex<Vec<(String, Option<Ipv4Addr>)>>,
+    /// What its view says of networks.
+    pub networks: Mutex<BTreeMap<NetworkId, KnownNetwork>>,
     /// A leave has taken everything down when a permit is added.
     pub taken_down: Semaphore,
 }
@@ -82,6 +84,7 @@ impl FakeNode {
             leaderless: Mutex::new(None),
             logs: Mutex::default(),
             prepared: Mutex::default(),
+            networks: Mutex::default(),
             taken_down: Semaphore::new(1),
         })
     }
@@ -125,6 +128,9 @@ impl NodeControl for FakeNode {
     fn knows_network(&self, name: &str) -> bool {
         self.membership() != Membership::Inactive && ["known", "ingress"].contains(&name)
     }
+    fn network(&self, id: &NetworkId) -> Option<KnownNetwork> {
+        self.networks.lock().unwrap().get(id).cloned()
+    }
     fn left_out(&self) -> Vec<UnwrittenObject> {
         Vec::new()
     }
@@ -136,7 +142,8 @@ impl NodeControl for FakeNode {
         let (id, name) = known
             .or_else(|| (reference == "att1").then(|| ("i3g7tzt2887q0qc9ldihxld0j".into(), "att1".to_owned())))
             .ok_or_else(|| AttachRefusal::Managers(AttachDenial::UnknownNetwork(reference.to_owned())))?;
-        Ok(PreparedNetwork { id, name, gateway: "10.66.0.1".parse().unwrap(), belonging: None })
+        let resolvers = vec!["192.0.2.53".parse().unwrap()];
+        Ok(PreparedNetwork { id, name, gateway: "10.66.0.1".parse().unwrap(), resolvers, belonging: None })
     }
     async fn init(&self, request: SwarmInitRequest) -> Result<NodeId, ControlError> {
         let handle = LocalProposer::handle();
@@ -233,6 +240,7 @@ impl ApiFixture {
         let socket = dir.path("docker.sock");
         let listener = bind_unix(&socket).unwrap();
         let api = Api::new(node, engine, Arc::new(SystemClock));
+        tokio::spawn(api.event_follower(shutdown.clone())());
         tokio::spawn(api.serve(listener, shutdown.clone()));
         Self { client: UnixClient::new(&socket), socket, _dir: dir, _shutdown: shutdown.drop_guard() }
     }

@@ -10,7 +10,7 @@ use rand::rngs::StdRng;
 use serde_json::Value;
 use skep::api::control::Membership;
 use skep::clock::{Clock, SystemClock};
-use skep::manager::{JoiningNode, ManagerSettings, Sessions, bootstrap, node_allocation, start};
+use skep::manager::{JoiningNode, Leadership, ManagerSettings, Sessions, bootstrap, node_allocation, start};
 use skep::model::node::{ManagerStatus, NodeDescription};
 use skep::model::{Availability, LogPiece, LogRequest, LogStream, NodeId, NodeState, Role, Secret, TaskState};
 use skep::protocol::{ToManager, ToNode};
@@ -31,7 +31,7 @@ pub const NODES: [&str; 3] = ["ej9fe8a4i12wa7r06tdh2hha7", "drwr0n2tcmgjuamlus2e
 pub struct ManagedSwarm {
     pub api: ApiFixture,
     pub store: StoreHandle,
-    _leads: watch::Sender<bool>,
+    _leads: watch::Sender<Leadership>,
     _stop: DropGuard,
 }
 
@@ -60,8 +60,8 @@ impl ManagedSwarm {
         }
         let stop = CancellationToken::new();
         let settings = ManagerSettings { vault: Some(Arc::new(FakeNode::payload_vault())), ..ManagerSettings::default() };
-        let (leads, is_leader) = watch::channel(true);
-        let manager = start(store.clone(), is_leader, settings, Arc::new(SystemClock), 1, stop.clone());
+        let (leads, leadership) = watch::channel(Leadership::Leads { lost_leader: None });
+        let manager = start(store.clone(), leadership, settings, Arc::new(SystemClock), 1, stop.clone());
         for (number, id) in NODES.iter().enumerate() {
             let mut agent = SimulatedAgent::new((*id).into());
             agent.description = description(number);

@@ -37,13 +37,13 @@ impl Propose for WithoutLeader {
     }
 }
 
-struct Swarm {
-    fixture: ApiFixture,
-    store: Option<StoreHandle>,
+pub(super) struct Swarm {
+    pub(super) fixture: ApiFixture,
+    pub(super) store: Option<StoreHandle>,
 }
 
 impl Swarm {
-    async fn new(state: &str) -> Self {
+    pub(super) async fn new(state: &str) -> Self {
         let node = FakeNode::new(match state {
             "outside" => Membership::Inactive,
             "worker" => Membership::Worker(FakeNode::lab2()),

@@ -125,6 +125,37 @@ async fn settings_of_raft_and_dispatcher_are_kept_and_shown() {
     assert_eq!(store.read().cluster().unwrap().spec.raft.snapshot_interval, None, "zero is the default");
 }
 
+/// Ansible and the CLI post both at once: what is refused must not leave half of it.
+#[tokio::test]
+async fn a_rotation_and_the_spec_beside_it_are_written_together_or_not_at_all() {
+    let node = FakeNode::new(Membership::Manager(FakeNode::lab1()));
+    let store = node.store.lock().unwrap().clone().unwrap();
+    store.write(SystemClock.now(), vec![Action::create(super::recorded_store::cluster())]).await.unwrap();
+    let fixture = ApiFixture::serve(node, None);
+    let cluster = || store.read().cluster().unwrap().clone();
+    let token = |role| cluster().tokens.of(role).to_owned();
+    let before = cluster();
+    let wanted = json!({"Name": "default", "Labels": {"rotated": "yes"}, "Raft": {}});
+    let target = |version: u64| format!("/swarm/update?version={version}&rotateWorkerToken=1");
+    let version = before.meta.version;
+
+    let (status, message) = post(&fixture, &target(version + 1), &wanted).await;
+    assert!(status == 500 && message.as_str().unwrap().contains("update out of sequence"), "{status} {message}");
+    assert_eq!(cluster(), before, "neither is changed");
+
+    let index = store.read().index();
+    assert_eq!(post(&fixture, &target(version), &wanted).await.0, 200);
+    assert_eq!((cluster().meta.version, store.read().index()), (index + 1, index + 1), "one entry");
+    assert_eq!(cluster().spec.labels, [("rotated".to_owned(), "yes".to_owned())].into());
+    assert_ne!(token(Role::Worker), before.tokens.of(Role::Worker));
+    assert_eq!(token(Role::Manager), before.tokens.of(Role::Manager), "the other one stays");
+
+    // As two managers that post at once: the second one is not applied.
+    let now = token(Role::Worker);
+    assert_eq!(post(&fixture, &target(version), &wanted).await.0, 500);
+    assert_eq!(token(Role::Worker), now);
+}
+
 #[tokio::test]
 async fn what_a_manager_reads_that_knows_no_leader_is_marked_as_old() {
     let node = FakeNode::new(Membership::Manager(FakeNode::lab1()));

@@ -5,10 +5,11 @@ use super::fixture::FakeNode;
 use super::recorded_store;
 use super::recording_engine::RecordingEngine;
 use serde_json::{Value, json};
-use skep::api::control::Membership;
+use skep::api::control::{KnownNetwork, Membership};
 use skep::clock::{Clock, SystemClock};
 use skep::model::task::Attachment;
-use skep::model::{NetworkId, NodeId, NodeState, Role, ServiceId, Task, TaskId, TaskSpec, TaskState, TaskStatus};
+use skep::model::view::NetworkPart;
+use skep::model::{NetworkId, NodeId, NodeState, Role, ServiceId, Task, TaskId, TaskSpec, TaskState, TaskStatus, fixture};
 use skep::store::{Action, Kind, StoreHandle};
 use std::sync::Arc;
 
@@ -246,7 +247,11 @@ async fn a_plain_container_is_created_and_connected_on_a_network_that_is_prepare
     });
     assert_eq!(engine.send("POST", "/containers/create", Some(&posted)).await.0, 201);
     let sent = engine.asked("POST /containers/create").pop().unwrap().1;
-    assert_eq!(sent["HostConfig"], json!({"NetworkMode": "back", "Dns": ["10.66.0.1"]}), "by the engine's name of it");
+    assert_eq!(
+        sent["HostConfig"],
+        json!({"NetworkMode": "back", "Dns": ["10.66.0.1", "192.0.2.53"]}),
+        "by the engine's name of it"
+    );
     assert_eq!(sent["NetworkingConfig"]["EndpointsConfig"], json!({"back": endpoint}));
     assert_eq!(node.prepared.lock().unwrap().pop(), Some((SWARM_ID.to_owned(), "10.0.9.7".parse().ok())));
 
@@ -259,6 +264,43 @@ async fn a_plain_container_is_created_and_connected_on_a_network_that_is_prepare
     assert_eq!(engine.send("POST", "/containers/create", Some(&plain)).await.0, 201);
     assert_eq!(engine.asked("POST /containers/create").pop().unwrap().1, plain, "unchanged");
     assert!(node.prepared.lock().unwrap().is_empty());
+}
+
+/// Copying an image's files into a volume, or another driver, may take longer than what skep itself asks for.
+#[tokio::test]
+async fn what_the_engine_creates_or_connects_may_take_longer_than_what_skep_asks_for_itself() {
+    let engine = RecordingEngine::serve(attachable().await, |line| match line.split(' ').collect::<Vec<_>>().as_slice() {
+        ["GET", "/networks"] => Some((200, json!([{"Id": "0dfe", "Name": "lan", "Driver": "bridge"}]))),
+        ["POST", "/containers/create"] => Some((201, json!({"Id": "c1", "Warnings": []}))),
+        ["POST", "/networks/back/connect" | "/networks/lan/connect" | "/networks/create"] => Some((201, json!({"Id": "5555"}))),
+        _ => None,
+    });
+    let container = |network: &str| json!({"Image": "x", "HostConfig": {"NetworkMode": network}});
+    let connect = json!({"Container": "c2", "EndpointConfig": {}});
+    for (target, body) in [
+        ("/containers/create", container("back")),
+        ("/containers/create", container("lan")),
+        ("/networks/back/connect", connect.clone()),
+        ("/networks/lan/connect", connect),
+        ("/networks/create", json!({"Name": "plain", "Driver": "bridge"})),
+    ] {
+        let line = format!("POST {target}");
+        let before = engine.asked(&line).len();
+        // What skep asks before is answered.
+        let asked = async {
+            while engine.asked(&line).len() == before {
+                tokio::task::yield_now().await;
+            }
+            tokio::time::pause();
+            tokio::time::advance(std::time::Duration::from_hours(1)).await;
+            engine.holds.send_replace(false);
+            tokio::time::resume();
+        };
+        engine.holds.send_replace(true);
+        let posts = engine.send("POST", target, Some(&body));
+        let ((status, reply), ()) = tokio::join!(posts, asked);
+        assert_eq!(status, 201, "{target} {body}: {reply}");
+    }
 }
 
 #[tokio::test]
@@ -275,4 +317,81 @@ async fn what_is_not_attachable_or_has_no_such_address_is_refused_before_the_eng
     let bad = json!({"Container": "c1", "EndpointConfig": {"IPAMConfig": {"IPv4Address": "10.0.9"}}});
     assert_eq!(engine.send("POST", "/networks/back/connect", Some(&bad)).await.0, 400);
     assert!(engine.asked("POST").is_empty() && node.prepared.lock().unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn a_worker_shows_its_networks_as_a_manager_does() {
+    let part = |id: &str, name: &str| {
+        json!({"Id": format!("{id:0>64}"), "Name": name, "Driver": "skep", "Scope": "local", "Attachable": false, "Labels": {},
+            "Options": {"skep.network": id, "mtu": "1420"}, "IPAM": {"Driver": "skep", "Config": [{"Subnet": "10.0.9.0/24"}]}})
+    };
+    let node = FakeNode::new(Membership::Worker(FakeNode::lab2()));
+    let known = |name: &str, change: &dyn Fn(&mut NetworkPart)| {
+        let mut part = fixture::network_part(name, "10.0.9.0/24".parse().unwrap(), Vec::new());
+        change(&mut part);
+        KnownNetwork { part, peers: [(NodeId::from("drwr0n2tcmgjuamlus2eyenpw"), Some([192, 0, 2, 7].into()))].into() }
+    };
+    let back = known("back", &|part| {
+        part.attachable = true;
+        part.labels.insert("team".to_owned(), "a".to_owned());
+        part.options.insert("com.docker.network.driver.mtu".to_owned(), "1300".to_owned());
+    });
+    let edge = known("edge", &|part| part.ingress = true);
+    *node.networks.lock().unwrap() = [(NetworkId::from("back1"), back), (NetworkId::from("edge1"), edge)].into();
+    let parts = json!([part("back1", "back"), part("edge1", "edge"), part("gone1", "gone")]);
+    let engine = RecordingEngine::serve(node, move |line| line.starts_with("GET /networks").then(|| (200, parts.clone())));
+    let (_, list) = engine.send("GET", "/networks", None).await;
+    let of = |name: &str| list.as_array().unwrap().iter().find(|n| n["Name"] == name).cloned().unwrap();
+    let (back, edge, gone) = (of("back"), of("edge"), of("gone"));
+    assert_eq!((&back["Attachable"], &back["Ingress"], &back["Labels"]), (&json!(true), &json!(false), &json!({"team": "a"})));
+    assert_eq!(back["Options"], json!({"com.docker.network.driver.mtu": "1300"}));
+    assert_eq!(back["Peers"], json!([{"Name": "drwr0n2tcmgj", "IP": "192.0.2.7"}]));
+    assert_eq!((&edge["Ingress"], &edge["Attachable"]), (&json!(true), &json!(false)), "by what it is, not by its name");
+    assert_eq!((&gone["Ingress"], &gone["Labels"]), (&json!(false), &json!({})), "the view has it no more");
+    for (filters, names) in [
+        (r#"{"type":["builtin"]}"#, vec!["edge"]),
+        (r#"{"label":["team=a"]}"#, vec!["back"]),
+        (r#"{"name":["^back$"]}"#, vec!["back"]),
+        (r#"{"name":["^ac"]}"#, vec![]),
+        (r#"{"name":["back|edge"],"scope":["swarm"]}"#, vec!["back", "edge"]),
+    ] {
+        let target = format!(
+            "/networks?filters={}",
+            filters.replace('"', "%22").replace('{', "%7B").replace('}', "%7D").replace('^', "%5E").replace('|', "%7C")
+        );
+        let (_, list) = engine.send("GET", &target, None).await;
+        let found: Vec<&str> = list.as_array().unwrap().iter().map(|n| n["Name"].as_str().unwrap()).collect();
+        assert_eq!(found, names, "{filters}");
+    }
+}
+
+#[tokio::test]
+async fn a_filter_of_networks_is_a_regular_expression() {
+    let (node, _) = manager(&[(SWARM_ID, "back"), ("eeeaaaaaaaaaaaaaaaaaaaaaa", "back2")]).await;
+    let engine = RecordingEngine::serve(node, with_local(&[]));
+    for (filter, names) in [
+        ("%22name%22:[%22%5Eback$%22]", vec!["back"]),
+        ("%22name%22:[%22back%22]", vec!["back", "back2"]),
+        ("%22name%22:[%22k2%7Cnone%22]", vec!["back2"]),
+        ("%22name%22:[%22%5Eack%22]", vec![]),
+        ("%22id%22:[%22%5Edba%22]", vec!["back"]),
+        ("%22name%22:[%22back[%22]", vec![]),
+    ] {
+        let (status, list) = engine.send("GET", &format!("/networks?filters=%7B{filter}%7D"), None).await;
+        let found: Vec<&str> = list.as_array().unwrap().iter().map(|n| n["Name"].as_str().unwrap()).collect();
+        assert_eq!((status, found), (200, names), "{filter}");
+    }
+}
+
+#[tokio::test]
+async fn on_a_worker_the_name_of_a_network_is_more_than_the_beginning_of_a_local_ones_id() {
+    let node = FakeNode::new(Membership::Worker(FakeNode::lab2()));
+    let engine = RecordingEngine::serve(node.clone(), with_local(&[("att1beef", "lan"), ("cafe0000", "other")]));
+    for (reference, sent) in [("att1", "att1"), ("lan", "lan"), ("cafe", "cafe")] {
+        let posted = json!({"Image": "x", "HostConfig": {"NetworkMode": reference}});
+        engine.send("POST", "/containers/create", Some(&posted)).await;
+        let (_, forwarded) = engine.asked("POST /containers/create").pop().unwrap();
+        assert_eq!(forwarded["HostConfig"]["NetworkMode"], sent);
+        assert_eq!(forwarded["HostConfig"]["Dns"].is_null(), reference != "att1", "{reference}: {forwarded}");
+    }
 }

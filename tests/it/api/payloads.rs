@@ -47,6 +47,18 @@ async fn contents_are_bounded_and_a_config_is_shown_as_it_was_posted() {
     }
 }
 
+/// Drivers are plugins that are asked for the content of a secret; skep has none.
+#[tokio::test]
+async fn a_secret_of_a_driver_is_refused_by_name_and_options_alone_have_no_effect() {
+    let fixture = manager().await;
+    let body = json!({ "Name": "s1", "Driver": { "Name": "vault", "Options": { "a": "b" } } });
+    let (status, reply) = send(&fixture, "POST", "/secrets/create", Some(&body)).await;
+    assert!(status >= 400 && reply["message"].as_str().unwrap().contains("plugin \"vault\" not found"), "{status} {reply}");
+    assert_eq!(send(&fixture, "GET", "/secrets/s1", None).await.0, 404);
+    let body = json!({ "Name": "s1", "Data": STANDARD.encode("x"), "Driver": { "Options": { "a": "b" } } });
+    assert_eq!(send(&fixture, "POST", "/secrets/create", Some(&body)).await.0, 201);
+}
+
 #[tokio::test]
 async fn labels_may_change_and_nothing_else() {
     let fixture = manager().await;

@@ -181,6 +181,19 @@ async fn a_query_with_braces_and_quotes_is_served() {
 }
 
 #[tokio::test]
+async fn other_spellings_of_a_path_of_the_swarm_are_its_own_too() {
+    let fixture = ApiFixture::serve(FakeNode::new(Membership::Manager(FakeNode::lab1())), None);
+    for target in ["/%73ervices", "/v1.51/./%73ervices", "http://docker/v1.51/services", "tcp://docker:2375/services?filters={}"]
+    {
+        let reply = send_raw(&fixture, format!("GET {target} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").as_bytes()).await;
+        let is_answered = reply.starts_with("HTTP/1.1 200 ") && reply.ends_with("[]");
+        assert!(is_answered || target.contains("/./") && reply.contains("page not found"), "{target}: {reply}");
+    }
+    let reply = send_raw(&fixture, b"POST /v1.51.9/%73warm/init HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n").await;
+    assert!(reply.starts_with("HTTP/1.1 404 ") && reply.contains("page not found"), "{reply}");
+}
+
+#[tokio::test]
 async fn a_body_above_the_bound_is_refused() {
     let fixture = ApiFixture::serve(FakeNode::new(Membership::Manager(FakeNode::lab1())), None);
     let body = format!("{{\"Name\": \"{}\"}}", "x".repeat(5 << 20));

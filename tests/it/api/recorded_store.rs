@@ -32,7 +32,7 @@ pub fn cluster() -> Cluster {
         unlock_key: None,
         incarnations: Vec::new(),
         subnet_size: 24,
-        feature_level: 2,
+        feature_level: 3,
         data_path_port: 4789,
     }
 }

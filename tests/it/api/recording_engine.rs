@@ -8,6 +8,7 @@ use axum::response::{IntoResponse as _, Response};
 use serde_json::{Value, json};
 use skep::http::{bind_unix, serve_unix};
 use std::sync::{Arc, Mutex};
+use tokio::sync::watch;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 type Respond = dyn Fn(&str) -> Option<(u16, Value)> + Send + Sync;
@@ -19,6 +20,8 @@ pub type Recorded = Arc<Mutex<Vec<(String, Value)>>>;
 pub struct RecordingEngine {
     pub api: ApiFixture,
     requests: Recorded,
+    /// True while it keeps its replies to POST requests to itself.
+    pub holds: watch::Sender<bool>,
     _dir: SocketDir,
     _shutdown: DropGuard,
 }
@@ -28,10 +31,11 @@ impl RecordingEngine {
     pub fn serve(node: Arc<FakeNode>, respond: impl Fn(&str) -> Option<(u16, Value)> + Send + Sync + 'static) -> Self {
         let (dir, requests, shutdown) = (SocketDir::new(), Recorded::default(), CancellationToken::new());
         let socket = dir.path("engine.sock");
-        let state: (Recorded, Arc<Respond>) = (requests.clone(), Arc::new(respond));
+        let (holds, held) = watch::channel(false);
+        let state: EngineState = (requests.clone(), Arc::new(respond), held);
         let router = Router::new().fallback(record).with_state(state);
         tokio::spawn(serve_unix(bind_unix(&socket).unwrap(), router, shutdown.clone()));
-        Self { api: ApiFixture::serve(node, Some(&socket)), requests, _dir: dir, _shutdown: shutdown.drop_guard() }
+        Self { api: ApiFixture::serve(node, Some(&socket)), requests, holds, _dir: dir, _shutdown: shutdown.drop_guard() }
     }
 
     /// The requests so far whose line begins so.
@@ -48,11 +52,17 @@ impl RecordingEngine {
     }
 }
 
-async fn record(State((requests, respond)): State<(Recorded, Arc<Respond>)>, request: Request) -> Response {
+type EngineState = (Recorded, Arc<Respond>, watch::Receiver<bool>);
+
+async fn record(State((requests, respond, mut held)): State<EngineState>, request: Request) -> Response {
     let target = request.uri().path_and_query().map_or_else(String::new, ToString::to_string);
     let line = format!("{} {target}", request.method());
+    let is_post = request.method() == "POST";
     let body = to_bytes(request.into_body(), 1 << 20).await.unwrap_or_default();
     let (status, reply) = respond(&line).unwrap_or_else(|| (404, json!({ "message": "page not found" })));
     requests.lock().unwrap().push((line, serde_json::from_slice(&body).unwrap_or_default()));
+    if is_post {
+        let _ = held.wait_for(|held| !held).await;
+    }
     (hyper::StatusCode::from_u16(status).unwrap(), axum::Json(reply)).into_response()
 }

@@ -102,6 +102,17 @@ async fn replies_of_a_worker() {
     replay_group("worker", 42, |_| FakeNode::new(Membership::Worker(FakeNode::lab2()))).await;
 }
 
+/// A list that was recorded on a worker, among those of a manager.
+#[tokio::test]
+async fn networks_are_listed_on_a_worker_as_recorded() {
+    let (_, exchanges) = recordings("manager").into_iter().find(|(name, _)| name == "network/ls-on-worker").unwrap();
+    let node = FakeNode::new(Membership::Worker(FakeNode::lab2()));
+    let fixture = ApiFixture::serve(node, None);
+    let mut session = Session { fixture: &fixture, ids: BTreeMap::new(), last_spec: Value::Null };
+    let differences = session.differences(&exchanges).await;
+    assert!(differences.is_empty() && !exchanges.is_empty(), "{differences:#?}");
+}
+
 #[tokio::test]
 async fn replies_while_joining() {
     replay_group("pending", 4, |_| {
@@ -129,6 +140,32 @@ async fn replies_about_secrets_and_configs() {
     replay_group("payloads", 50, |_| FakeNode::new(Membership::Manager(FakeNode::lab1()))).await;
 }
 
+/// What a recording says of aliases, without the options beside them that skep refuses.
+#[tokio::test]
+async fn aliases_are_taken_and_kept_as_recorded() {
+    let name = "service/create-network-alias";
+    let (_, mut exchanges) = recordings("manager").into_iter().find(|(recorded, _)| recorded == name).unwrap();
+    let mut aliases = Vec::new();
+    for exchange in &mut exchanges {
+        let networks = exchange.pointer_mut("/request_body/TaskTemplate/Networks").and_then(Value::as_array_mut);
+        for network in networks.into_iter().flatten() {
+            network.as_object_mut().unwrap().remove("DriverOpts");
+            aliases.extend(network["Aliases"].as_array().cloned());
+        }
+    }
+    assert_eq!(aliases, [vec![Value::from("one"), Value::from("two")]], "the recording has them");
+    let node = FakeNode::new(Membership::Manager(FakeNode::lab1()));
+    let store = node.store.lock().unwrap().clone().unwrap();
+    recorded_store::fill(&store, &exchanges).await;
+    let fixture = ApiFixture::serve(node, None);
+    let mut session = Session { fixture: &fixture, ids: BTreeMap::new(), last_spec: Value::Null };
+    let differences = session.differences(&exchanges).await;
+    assert!(differences.is_empty(), "{differences:#?}");
+    let shown: Value = fixture.client.get("/services/nal").await.unwrap().json().unwrap();
+    let networks = shown["Spec"]["TaskTemplate"]["Networks"].as_array().unwrap();
+    assert_eq!(networks.iter().filter_map(|n| n["Aliases"].as_array()).collect::<Vec<_>>(), aliases.iter().collect::<Vec<_>>());
+}
+
 /// The replay of one recording.
 struct Session<'a> {
     fixture: &'a ApiFixture,
@@ -138,6 +175,16 @@ struct Session<'a> {
 }
 
 impl Session<'_> {
+    /// Sends the requests, and returns what is unlike the recorded replies.
+    async fn differences(&mut self, exchanges: &[Value]) -> Vec<String> {
+        let mut differences = Vec::new();
+        for exchange in exchanges {
+            let reply = self.send(exchange).await;
+            self.compare(exchange, &reply, &mut differences);
+        }
+        differences
+    }
+
     /// Replaces recorded ids.
     fn with_actual_ids(&self, text: &str) -> String {
         self.ids.iter().fold(text.to_owned(), |text, (recorded, actual)| text.replace(recorded, actual))

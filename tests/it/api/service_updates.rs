@@ -6,7 +6,9 @@ use serde_json::{Value, json};
 use skep::api::control::Membership;
 use skep::clock::{Clock, SystemClock};
 use skep::model::Role;
-use skep::store::{Action, StoreHandle};
+use skep::model::autoscale::Scaling;
+use skep::model::service::Replicated;
+use skep::store::{Action, FieldUpdate, StoreHandle};
 
 async fn swarm() -> (ApiFixture, StoreHandle) {
     let node = FakeNode::new(Membership::Manager(FakeNode::lab1()));
@@ -98,6 +100,10 @@ async fn credentials_are_stored_kept_exchanged_and_never_shown() {
     };
     assert_eq!(stored().1.as_ref(), Some(&first));
     let none = URL_SAFE.encode("{}");
+    let target = format!("/services/web/update?version={}&registryAuthFrom=previous-spec", stored().0);
+    let (status, reply) = send_with_auth(&fixture, &target, &spec, &none).await;
+    assert_eq!((status, reply["message"].as_str()), (500, Some("service does not have a previous spec")), "{reply}");
+    assert_eq!(stored().1.as_ref(), Some(&first), "they are not lost");
     for (step, auth, query, expected, previous) in [
         ("an update without a login keeps them", none.as_str(), "", &first, &first),
         ("a new login replaces them", second.as_str(), "&registryAuthFrom=spec", &second, &first),
@@ -329,6 +335,14 @@ async fn a_change_that_replaces_no_task_leaves_a_paused_update_and_the_way_back(
         assert_eq!(shown["PreviousSpec"]["TaskTemplate"]["ContainerSpec"]["Image"], "good:1");
         assert_eq!(store.read().service_named("web").unwrap().spec_version, 2);
     }
+    // An attempt to mend it is no spec that has worked either.
+    assert_eq!(update("", &spec("worse:1", 5)).await.0, 200);
+    let mut worse = store.read().service_named("web").unwrap().clone();
+    assert_eq!(worse.spec_version, 3);
+    let (_, shown) = send(&fixture, "GET", "/services/web", None).await;
+    assert_eq!(shown["PreviousSpec"]["TaskTemplate"]["ContainerSpec"]["Image"], "good:1");
+    worse.update = Some(ServiceUpdate { state: UpdateState::Paused, started_at: at, ..worse.update.clone().unwrap() });
+    store.write(SystemClock.now(), vec![Action::update(worse)]).await.unwrap();
     assert_eq!(update("&rollback=previous", &spec("bad:1", 5)).await.0, 200);
     let service = store.read().service_named("web").unwrap().clone();
     assert_eq!(
@@ -344,7 +358,137 @@ async fn a_change_that_replaces_no_task_leaves_a_paused_update_and_the_way_back(
     // Back and forth: each spec has its own number again, and a new one has a new one.
     assert_eq!(update("&rollback=previous", &spec("x", 1)).await.0, 200);
     let service = store.read().service_named("web").unwrap().clone();
-    assert_eq!((service.spec.task_template.container_spec.image.as_str(), service.spec_version), ("bad:1", 2));
+    assert_eq!((service.spec.task_template.container_spec.image.as_str(), service.spec_version), ("worse:1", 3));
     assert_eq!(update("", &spec("good:2", 2)).await.0, 200);
-    assert_eq!(store.read().service_named("web").unwrap().spec_version, 3);
+    assert_eq!(store.read().service_named("web").unwrap().spec_version, 4);
+}
+
+#[tokio::test]
+async fn a_rollback_keeps_what_the_service_was_scaled_to_by_its_load() {
+    let (fixture, store) = swarm().await;
+    let spec = |image: &str, replicas: u64| {
+        json!({"Name": "web", "Labels": {"skep.autoscale": "1..10", "skep.autoscale.connections": "20"},
+               "TaskTemplate": {"ContainerSpec": {"Image": image}}, "Mode": {"Replicated": {"Replicas": replicas}},
+               "Networks": [{"Target": "back"}]})
+    };
+    let update = async |query: &str, body: &Value| {
+        let version = store.read().service_named("web").unwrap().meta.version;
+        send(&fixture, "POST", &format!("/services/web/update?version={version}{query}"), Some(body)).await
+    };
+    let network = json!({"Name": "back", "Driver": "overlay", "Attachable": true});
+    assert_eq!(send(&fixture, "POST", "/networks/create", Some(&network)).await.0, 201);
+    // Idle when it was updated, and under load since.
+    let (status, reply) = send(&fixture, "POST", "/services/create", Some(&spec("good:1", 1))).await;
+    assert_eq!(status, 201, "{reply}");
+    assert_eq!(update("", &spec("bad:1", 1)).await.0, 200);
+    let mut scaled = store.read().service_named("web").unwrap().clone();
+    scaled.spec.mode.replicated = Some(Replicated { replicas: Some(7) });
+    store.write(SystemClock.now(), vec![Action::update(scaled)]).await.unwrap();
+    assert_eq!(update("&rollback=previous", &spec("bad:1", 7)).await.0, 200);
+    let service = store.read().service_named("web").unwrap().clone();
+    assert_eq!((service.spec.task_template.container_spec.image.as_str(), service.spec.mode.replicas()), ("good:1", 7));
+}
+
+/// `docker stack deploy` sends the number of its file each time.
+#[tokio::test]
+async fn a_spec_that_is_sent_again_keeps_what_the_service_was_scaled_to_by_its_load_and_another_number_does_not() {
+    let (fixture, store) = swarm().await;
+    let spec = |image: &str, replicas: u64| {
+        json!({"Name": "web", "Labels": {"skep.autoscale": "1..10", "skep.autoscale.connections": "20"},
+               "TaskTemplate": {"ContainerSpec": {"Image": image}}, "Mode": {"Replicated": {"Replicas": replicas}},
+               "Networks": [{"Target": "back"}]})
+    };
+    let update = async |body: &Value| {
+        let version = store.read().service_named("web").unwrap().meta.version;
+        let (status, reply) = send(&fixture, "POST", &format!("/services/web/update?version={version}"), Some(body)).await;
+        assert_eq!(status, 200, "{reply}");
+        (store.read().service_named("web").unwrap().spec.mode.replicas(), reply["Warnings"].to_string())
+    };
+    let network = json!({"Name": "back", "Driver": "overlay"});
+    assert_eq!(send(&fixture, "POST", "/networks/create", Some(&network)).await.0, 201);
+    assert_eq!(send(&fixture, "POST", "/services/create", Some(&spec("shop:1", 2))).await.0, 201);
+    let by_load = async |from: u64, to: u64| {
+        let id = store.read().service_named("web").unwrap().id.clone();
+        let scaling = Scaling { at: SystemClock.now(), from, to, connections: 100, per_replica: 20, reason: None };
+        let write = Action::Set(FieldUpdate::ServiceReplicas { id, scaling: Box::new(scaling) });
+        store.write(SystemClock.now(), vec![write]).await.unwrap();
+    };
+    by_load(2, 4).await;
+    by_load(4, 7).await;
+    for image in ["shop:1", "shop:2"] {
+        let (replicas, warnings) = update(&spec(image, 2)).await;
+        assert_eq!(replicas, 7);
+        assert!(warnings.contains("service web keeps the 7 replicas"), "{warnings}");
+    }
+    assert_eq!(update(&spec("shop:2", 3)).await.0, 3, "a user has another number in mind");
+    by_load(3, 5).await;
+    assert_eq!(update(&spec("shop:2", 3)).await.0, 5);
+    assert_eq!(update(&spec("shop:2", 2)).await, (2, "null".to_owned()));
+    assert_eq!(update(&spec("shop:2", 2)).await.0, 2);
+}
+
+#[tokio::test]
+async fn one_digit_too_many_is_refused_before_there_are_a_billion_tasks() {
+    let (fixture, store) = swarm().await;
+    let spec = |mode: Value| json!({"Name": "web", "TaskTemplate": {"ContainerSpec": {"Image": "lab:1"}}, "Mode": mode});
+    for (mode, field) in [
+        (json!({"Replicated": {"Replicas": 100_001}}), "Mode.Replicated.Replicas: 100001"),
+        (json!({"ReplicatedJob": {"MaxConcurrent": 1, "TotalCompletions": u64::MAX}}), "Mode.ReplicatedJob.TotalCompletions"),
+        (json!({"ReplicatedJob": {"MaxConcurrent": 1_000_000, "TotalCompletions": 2}}), "Mode.ReplicatedJob.MaxConcurrent"),
+    ] {
+        let (status, reply) = send(&fixture, "POST", "/services/create", Some(&spec(mode))).await;
+        let said = reply["message"].as_str().unwrap_or_default();
+        assert!(status == 400 && said.contains(field) && said.ends_with("100000 are the most"), "{reply}");
+    }
+    assert_eq!(send(&fixture, "POST", "/services/create", Some(&spec(json!({"Replicated": {"Replicas": 3}})))).await.0, 201);
+    let version = store.read().service_named("web").unwrap().meta.version;
+    let scaled = spec(json!({"Replicated": {"Replicas": 1_000_000_000}}));
+    let (status, reply) = send(&fixture, "POST", &format!("/services/web/update?version={version}"), Some(&scaled)).await;
+    assert_eq!(status, 400, "{reply}");
+    assert_eq!(store.read().service_named("web").unwrap().spec.mode.replicas(), 3);
+}
+
+/// Each request is smaller than the largest body, and a service has two specs.
+#[tokio::test]
+async fn a_spec_that_could_not_be_stored_beside_the_one_before_is_refused() {
+    let (fixture, store) = swarm().await;
+    let posted = |name: &str, text: usize, ports: usize| {
+        let label = "x".repeat(text);
+        let ports: Vec<Value> =
+            (10_001..).take(ports).map(|port| json!({"TargetPort": port, "PublishedPort": port, "Protocol": "tcp"})).collect();
+        json!({"Name": name, "Labels": {"text": label}, "TaskTemplate": {"ContainerSpec": {"Image": "lab:1"}},
+            "EndpointSpec": {"Ports": ports, "Mode": "dnsrr"}})
+    };
+    let size = |value: &Value| value.to_string().len();
+    let host_mode = |mut value: Value| {
+        for port in value["EndpointSpec"]["Ports"].as_array_mut().unwrap() {
+            port["PublishMode"] = json!("host");
+        }
+        value
+    };
+    // The largest one with few and with many ports, and one beyond.
+    for (name, ports, fits, beyond) in [("text", 0, 3_990_000, 4_190_000), ("ports", 9_000, 2_400_000, 3_000_000)] {
+        let (fits, beyond) = (host_mode(posted(name, fits, ports)), host_mode(posted(name, beyond, ports)));
+        assert!(size(&beyond) < 4 << 20, "{} bytes: it is refused for its body", size(&beyond));
+        let (status, said) = send(&fixture, "POST", "/services/create", Some(&beyond)).await;
+        let said = said["message"].as_str().unwrap_or_default().to_owned();
+        assert!(status == 400 && said.contains("are the most") && said.contains("configs"), "{name}: {status} {said}");
+        let (status, said) = send(&fixture, "POST", "/services/create", Some(&fits)).await;
+        assert_eq!(status, 201, "{name}: {said}");
+        let update = async |body: &Value, rollback: &str| {
+            let version = store.read().services().find(|s| s.spec.name == name).unwrap().meta.version;
+            let target = format!("/services/{name}/update?version={version}&rollback={rollback}");
+            send(&fixture, "POST", &target, Some(body)).await
+        };
+        let (status, said) = update(&beyond, "").await;
+        assert!(status == 400 && said["message"].to_string().contains("are the most"), "{name}: {status} {said}");
+        let mut other = fits.clone();
+        other["TaskTemplate"]["ContainerSpec"]["Image"] = json!("lab:2");
+        let (status, said) = update(&other, "").await;
+        assert_eq!(status, 200, "{name}: {said}");
+        let (status, said) = update(&other, "previous").await;
+        assert_eq!(status, 200, "{name}: {said}");
+        let whole = serde_json::to_vec(store.read().services().find(|s| s.spec.name == name).unwrap()).unwrap().len();
+        assert!(whole < skep::manager::transaction_limits::OBJECT, "{name}: {whole}");
+    }
 }

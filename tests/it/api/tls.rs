@@ -108,3 +108,36 @@ async fn a_host_that_opens_many_connections_and_shows_no_certificate_keeps_no_ot
     stop.cancel();
     server.await.unwrap();
 }
+
+#[tokio::test]
+async fn a_client_that_was_reset_after_it_has_ended_its_side_is_seen_by_what_serves_it() {
+    let files = TempDir::new("api-tls-reset");
+    certificates(&files.0, "127.0.0.1");
+    let file = |name: &str| files.0.join(name);
+    let tls = ApiTls::read(&file("ca.pem"), &file("server.pem"), &file("server-key.pem")).unwrap();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let at = listener.local_addr().unwrap();
+    let (seen, mut ends) = tokio::sync::mpsc::channel(1);
+    let serve = move |mut stream: BoxedStream| -> futures_util::future::BoxFuture<'static, ()> {
+        let seen = seen.clone();
+        Box::pin(async move {
+            let _ = stream.read_to_end(&mut Vec::new()).await;
+            // Nothing is sent.
+            while stream.flush().await.is_ok() {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+            seen.send(()).await.unwrap();
+        })
+    };
+    let stop = CancellationToken::new();
+    let server = tokio::spawn(serve_tls(listener, tls, serve, stop.clone()));
+    let stream = connect_from(Ipv4Addr::LOCALHOST, at).await;
+    let mut stream = client(&files.0).connect(ServerName::from(IpAddr::from(Ipv4Addr::LOCALHOST)), stream).await.unwrap();
+    stream.shutdown().await.unwrap();
+    assert!(tokio::time::timeout(Duration::from_millis(500), ends.recv()).await.is_err(), "it still waits for its reply");
+    stream.get_ref().0.set_zero_linger().unwrap();
+    drop(stream);
+    tokio::time::timeout(Duration::from_secs(5), ends.recv()).await.expect("it is gone").unwrap();
+    stop.cancel();
+    server.await.unwrap();
+}

@@ -46,7 +46,7 @@ impl World {
                     (settings.takeover_grace, settings.disruption_hold) = (Duration::ZERO, Duration::ZERO);
                     settings.down_after = Duration::from_millis(1);
                 }
-                let cores = LeaderCores::new(settings.clone(), store, now);
+                let cores = LeaderCores::in_place_of(status.lost_leader, settings.clone(), store, now);
                 let planner = RoundPlanner::new(settings, self.rng.random());
                 self.running(id).leading = Some(Leading { cores, planner, writing: None, sessions: BTreeMap::new() });
             }

@@ -1,7 +1,9 @@
 //! Services with many tasks: what each kind of client gets over UDP and TCP, and which clients are asked to use TCP.
 
 use super::*;
-use std::collections::BTreeSet;
+use skep::model::view::ServiceNames;
+use skep::model::{PortConfig, Protocol};
+use std::collections::{BTreeMap, BTreeSet};
 
 /// What a client gets: how many addresses, and whether it is asked to use TCP.
 type Received = (usize, bool);
@@ -30,7 +32,9 @@ async fn each_client_gets_what_it_can_use_of_a_service_with_many_tasks() {
         // HAProxy takes a truncated answer for a failure.
         assert_eq!(received(client, Some(512)).await.0, (count.min(30), false), "{count} with EDNS 512");
         assert_eq!(received(client, Some(1232)).await.0, (count.min(75), count > 75), "{count} with EDNS 1232");
-        assert_eq!(received(client, Some(4096)).await.0, (count, false), "{count} with EDNS 4096");
+        for payload in [4096, 8192] {
+            assert_eq!(received(client, Some(payload)).await.0, (count, false), "{count} with EDNS {payload}");
+        }
         for payload in [None, Some(512), Some(1232)] {
             let whole = client.ask_tcp(&query_bytes(1, "app", RecordType::A, payload)).await;
             assert_eq!((addresses(&whole).len(), whole.metadata.truncation), (count, false), "{count} over TCP, {payload:?}");
@@ -67,6 +71,30 @@ async fn a_client_of_a_subset_keeps_its_tasks_and_all_clients_together_have_all(
     server.show(view(2, vec![network(net, "front", fewer)])).await;
     let client = Client { from: net.host(2), gateway: net.gateway() };
     assert_eq!(received(client, Some(512)).await.1.into_iter().collect::<BTreeSet<_>>(), first);
+    server.stop().await;
+}
+
+/// HAProxy finds servers by A or by SRV records, with its default payload or with that of its documentation.
+#[tokio::test]
+async fn a_client_of_a_large_payload_gets_the_ports_of_all_tasks_and_one_of_the_smallest_some_of_them() {
+    let net = LoopbackNet::new();
+    let mut server = Server::start(net, |_| {});
+    let client = Client { from: net.host(2), gateway: net.gateway() };
+    let members: Vec<TaskEndpoint> = (2..=81).map(|n| member(net, "app", u64::from(n), n)).collect();
+    let mut front = network(net, "front", members);
+    let ports = vec![PortConfig { protocol: Protocol::Tcp, target_port: 8080, ..PortConfig::default() }];
+    let service_id = front.members[0].service_id.clone();
+    front.names = vec![Arc::new(ServiceNames { service_id, name: "app".to_owned(), aliases: vec![], ports })];
+    server.show(view(1, vec![front])).await;
+    let mut found = BTreeMap::new();
+    for payload in [512, 8192] {
+        let bytes = client.udp_bytes(&query_bytes(1, "_8080._tcp.app", RecordType::SRV, Some(payload))).await.unwrap();
+        let message = Message::from_vec(&bytes).unwrap();
+        assert!(!message.metadata.truncation, "{payload}: HAProxy would stop every server");
+        found.insert(payload, message.answers.len());
+    }
+    assert_eq!(found[&8192], 80);
+    assert!((7..80).contains(&found[&512]), "{found:?}");
     server.stop().await;
 }
 

@@ -129,6 +129,28 @@ async fn a_later_resolver_is_not_believed_that_a_name_is_unknown_while_the_first
 }
 
 #[tokio::test]
+async fn a_first_resolver_that_was_slow_several_times_is_still_asked_for_names_that_others_do_not_know() {
+    let net = LoopbackNet::new();
+    let pause = Duration::from_millis(250);
+    let company = Resolver::start(net.host(201), move |_| Some((ResponseCode::NoError, vec![ANSWER], pause))).await;
+    let other = Ipv4Addr::new(192, 0, 2, 99);
+    // Names outside for five questions, then none.
+    let public = Resolver::start(net.host(200), move |n| match n {
+        0..5 => Some((ResponseCode::NoError, vec![other], Duration::ZERO)),
+        _ => Some((ResponseCode::NXDomain, Vec::new(), Duration::ZERO)),
+    });
+    let public = public.await;
+    let (server, client) = served(net, &[&company, &public], 2 * SECOND).await;
+    for n in 0..5 {
+        assert_eq!(client.addresses(&format!("outside{n}.test")).await, [other], "the company's was slow");
+    }
+    for _ in 0..3 {
+        assert_eq!(client.addresses("intranet.test").await, [ANSWER]);
+    }
+    server.stop().await;
+}
+
+#[tokio::test]
 async fn failures_of_any_kind_are_one_code_for_every_type() {
     let net = LoopbackNet::new();
     let refusing = Resolver::with(net.host(201), ResponseCode::Refused, &[]).await;

@@ -1,6 +1,7 @@
 //! Virtual addresses as processes in containers use them, on one swarm of two nodes: by socket calls, by names, by packets
 //! without a socket call.
 
+mod drops;
 mod dual_stack;
 mod isolation;
 mod packets;

@@ -6,7 +6,7 @@ use serde_json::Value;
 use skep::durable::recorded::RecordedNames;
 use skep::manager::new_cluster::ManagerGreeting;
 use skep::model::acme::AcmeChallengeKind;
-use skep::model::http::{HttpEntry, HttpScheme};
+use skep::model::http::{HttpEntry, HttpScheme, PrefixEnd};
 use skep::model::service::EndpointMode;
 use skep::model::task::RestartCondition;
 use skep::model::{Availability, NodeState, Protocol, PublishMode, Role, TaskCause, TaskEnd, TaskState, UpdateState};
@@ -65,6 +65,7 @@ fn every_field_and_variant_is_in_a_recorded_document() {
     read::<AcmeChallengeKind>(&names, &words, "AcmeChallengeKind");
     read::<HttpEntry>(&names, &words, "HttpEntry");
     read::<HttpScheme>(&names, &words, "HttpScheme");
+    read::<PrefixEnd>(&names, &words, "PrefixEnd");
     // Refused in every spec, so null.
     let missing = names.missing().into_iter().filter(|name| name != "Privileges.CredentialSpec");
     assert_eq!(

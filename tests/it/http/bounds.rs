@@ -156,13 +156,17 @@ async fn requests_in_flight_are_bounded_by_label() {
         ("skep.http.requests", "503 s0 has as many", "service_requests"),
         ("skep.http.requests.client", "429 this client", "client_requests"),
     ] {
-        ingress.set(vec![site(port, &[(label, "2")])]).await;
+        // The bound is the service's, whichever of its hosts is asked.
+        let mut bound = site(port, &[(label, "2")]);
+        bound.labels.insert("skep.http".to_owned(), "shop.test,other.test".to_owned());
+        ingress.set(vec![bound]).await;
         let slow: Vec<TcpStream> = (0..2).map(|_| connect_from([127, 0, 0, 7], ingress.plain())).collect();
-        for mut stream in &slow {
-            stream.write_all(b"GET /slow HTTP/1.1\r\nHost: shop.test\r\nConnection: close\r\n\r\n").expect("sent");
+        for (mut stream, host) in slow.iter().zip(["shop.test", "other.test"]) {
+            write!(stream, "GET /slow HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n").expect("sent");
         }
         eventually("two in flight", Duration::from_secs(5), || async {
-            anyhow::ensure!(ingress.status().await.routes[0].in_flight == 2, "not yet");
+            let in_flight: Vec<u64> = ingress.status().await.routes.iter().map(|route| route.in_flight).collect();
+            anyhow::ensure!(in_flight == [1, 1], "not yet: {in_flight:?}");
             Ok(())
         })
         .await

@@ -10,22 +10,22 @@ const ONE: Ipv4Addr = Ipv4Addr::new(127, 87, 0, 1);
 
 /// A request as the task has read it.
 #[derive(Clone, PartialEq, Eq, Debug)]
-struct Recorded {
-    line: String,
+pub struct Recorded {
+    pub line: String,
     headers: Vec<(String, String)>,
-    body: String,
+    pub body: String,
 }
 
 impl Recorded {
-    fn all(&self, name: &str) -> Vec<&str> {
+    pub fn all(&self, name: &str) -> Vec<&str> {
         self.headers.iter().filter(|(key, _)| key == name).map(|(_, value)| value.as_str()).collect()
     }
 }
 
-type Records = Arc<Mutex<Vec<Recorded>>>;
+pub type Records = Arc<Mutex<Vec<Recorded>>>;
 
 /// Serves as strictly as the RFC has it, and records.
-fn record(address: Ipv4Addr, port: u16) -> Records {
+pub fn record(address: Ipv4Addr, port: u16) -> Records {
     let records = Records::default();
     let (listener, all) = (TcpListener::bind((address, port)).expect("a listener"), records.clone());
     std::thread::spawn(move || {
@@ -109,7 +109,7 @@ enum Fate {
 use Fate::{Either, One, Refused};
 
 /// What would be a second request to a server that reads another length.
-const INNER: &str = "GET /inner HTTP/1.1\r\nHost: shop.test\r\n\r\n";
+pub const INNER: &str = "GET /inner HTTP/1.1\r\nHost: shop.test\r\n\r\n";
 
 fn corpus() -> Vec<(&'static str, String, Fate)> {
     let post = |headers: &str, body: &str| format!("POST /a HTTP/1.1\r\nHost: shop.test\r\n{headers}\r\n{body}");

@@ -80,4 +80,29 @@ async fn three_stacks_that_are_written_for_traefik_are_served_without_it() {
     assert!(ask("https", "prometheus.test/", &[]).contains("401"));
     let answer = ask("https", "prometheus.test/graph", &["-u", "ann:secret"]);
     assert_eq!(shown(&answer)["at"], TASKS[3].to_string(), "{answer}");
+    let with = |stack: &BTreeMap<String, String>, more: &[(&str, &str)]| {
+        let mut labels = stack.clone();
+        labels.extend(more.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())));
+        site((labels, TASKS[0]))
+    };
+    // The first router is for both listeners but for the second one's requests, and what it redirects has a password.
+    let mut of_both = routers("prometheus", "Host(`prometheus.test`)", port, &auth);
+    of_both.remove("traefik.http.routers.prometheus-http.entrypoints");
+    let closed = routers("closed", "Host(`app.test`) && PathPrefix(`/admin`)", port, &[]);
+    let auth = [auth[0], ("traefik.http.routers.closed-https.middlewares", "admin-auth")];
+    let open = routers("open", "Host(`app.test`)", port, &[]);
+    ingress.set(vec![with(&of_both, &[]), with(&closed, &auth), with(&open, &[])]).await;
+    assert!(ask("https", "prometheus.test/", &[]).contains("401"));
+    let redirect = ask("http", "prometheus.test/", &["-o", "/dev/null"]);
+    assert_eq!(redirect, format!("308 https://prometheus.test:{}/", ingress.ports.tls));
+    // Where the proxy's own settings send all sites to https there is no router without TLS.
+    let mut with_tls = routers("portainer", "Host(`portainer.test`)", port, &[]);
+    with_tls.retain(|key, _| !key.contains("portainer-http."));
+    ingress.set(vec![with(&of_both, &[]), with(&closed, &auth), with(&open, &[]), with(&with_tls, &[])]).await;
+    let redirect = ask("http", "portainer.test/x", &["-o", "/dev/null"]);
+    assert_eq!(redirect, format!("308 https://portainer.test:{}/x", ingress.ports.tls));
+    for (path, status) in [("admin", "401"), ("admin/x", "401"), ("admin.php", "401"), ("administer", "401"), ("adm", "200")] {
+        let answer = ask("https", &format!("app.test/{path}"), &["-o", "/dev/null"]);
+        assert!(answer.starts_with(status), "a prefix is of characters there: {path}: {answer}");
+    }
 }

@@ -42,13 +42,23 @@ pub fn template(networks: &Value) -> Value {
     json!({ "Networks": networks, "ContainerSpec": container })
 }
 
+/// The same without a health check, for a service that is reached by its name: it listens so long after its start.
+pub fn unchecked(networks: &Value, start: Duration) -> Value {
+    let mut template = template(networks);
+    let container = template["ContainerSpec"].as_object_mut().expect("an object");
+    container.remove("Healthcheck");
+    container.insert("Env".to_owned(), json!(["SKEP_TEST_SERVER=1", format!("SKEP_TEST_START_MS={}", start.as_millis())]));
+    template
+}
+
 #[test]
 #[ignore = "runs in a container: see the module"]
 #[allow(clippy::disallowed_methods, reason = "the container's environment")]
 fn serve() {
     if std::env::var_os("SKEP_TEST_SERVER").is_some() {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
-        runtime.block_on(run()).expect("serves");
+        let unchecked = std::env::var("SKEP_TEST_START_MS").ok().and_then(|text| text.parse().ok()).map(Duration::from_millis);
+        runtime.block_on(run(unchecked)).expect("serves");
         std::process::exit(0);
     }
 }
@@ -60,15 +70,16 @@ struct Server {
     ending: watch::Receiver<bool>,
 }
 
-async fn run() -> std::io::Result<()> {
+/// `unchecked`: no health check is waited for, and this is the time until it listens.
+async fn run(unchecked: Option<Duration>) -> std::io::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let (end, ending) = watch::channel(false);
     let name = std::fs::read_to_string("/etc/hostname")?.trim().to_owned();
-    tokio::time::sleep(START).await;
+    tokio::time::sleep(unchecked.unwrap_or(START)).await;
     let listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, 80)).await?;
     let datagrams = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, DATAGRAMS)).await?;
     let echo = tokio::spawn(answer_datagrams(datagrams, name.clone()));
-    let server = Arc::new(Server { name, healthy: AtomicBool::new(false), ending });
+    let server = Arc::new(Server { name, healthy: AtomicBool::new(unchecked.is_some()), ending });
     let mut connections = JoinSet::new();
     loop {
         tokio::select! {

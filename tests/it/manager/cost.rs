@@ -96,6 +96,40 @@ fn change(store: &mut Store, cores: &mut Cores, now: Timestamp) -> ((Duration, D
     ((applied, begin.elapsed()), effects)
 }
 
+/// Time that this thread has had a processor.
+fn processor_time() -> Duration {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
+    Duration::new(u64::try_from(time.tv_sec).unwrap(), u32::try_from(time.tv_nsec).unwrap())
+}
+
+/// What the store and the loop that answers heartbeats do for one task's change, in time of the processor: the least of nine.
+fn least_cost_of_a_change(replicas: u64) -> Duration {
+    let mut store = large::running(NODES, 100, replicas);
+    let mut now = fixture::START.plus(Duration::from_mins(1));
+    let mut cores = Cores::new(ManagerSettings::default(), Arc::new(store.clone()), now);
+    for n in 1..=NODES {
+        cores.hear(now, hello(n));
+    }
+    cores.catch_up(now);
+    let costs = (0..9).map(|_| {
+        now = now.plus(Duration::from_millis(10));
+        let mut task = store.tasks().next().unwrap().clone();
+        task.status = TaskStatus { unhealthy: !task.status.unhealthy, ..task.status };
+        let begin = processor_time();
+        apply(&mut store, now, vec![Action::update(task)]);
+        cores.handle(now, Event::StoreChanged(Arc::new(store.clone())));
+        processor_time().saturating_sub(begin)
+    });
+    costs.min().unwrap()
+}
+
+#[test]
+fn a_change_costs_no_multiple_with_fifty_times_the_tasks() {
+    let (few, many) = (least_cost_of_a_change(1), least_cost_of_a_change(50));
+    // Its service has fifty tasks then, and each node's view one more backend for each.
+    assert!(many < few * 12, "{few:?} with 100 tasks, {many:?} with 5,000");
+}
+
 #[test]
 #[ignore = "measures"]
 #[allow(clippy::disallowed_methods, clippy::print_stderr, reason = "measures")]

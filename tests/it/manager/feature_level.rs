@@ -23,6 +23,7 @@ impl Managers {
             managers.change(number, |node| {
                 node.manager = Some(ManagerStatus { raft_id: number as u64, addr: ([192, 0, 2, 1], 2377).into() });
             });
+            managers.reports(number, None);
         }
         managers
     }

@@ -1,8 +1,9 @@
 //! Global services on simulated nodes.
 
-use super::fixture::{global, in_mode, node, service};
+use super::fixture::{global, in_mode, node, service, updating};
 use super::simulation::Simulation;
-use skep::model::{Availability, NodeState};
+use skep::model::service::UpdateConfig;
+use skep::model::{Availability, NodeState, PublishMode, UpdateState};
 use skep::store::Action;
 use std::time::Duration;
 
@@ -61,7 +62,7 @@ fn an_update_of_a_global_service_waits_for_no_node_that_is_away_or_paused() {
     let took = simulation.until("completed", |s| s.update_state("all").is_some_and(|state| state.as_str() == "completed"));
     assert!(took < Duration::from_secs(20), "{took:?}");
     let message = simulation.store.service(&"all".into()).unwrap().update.clone().unwrap().message;
-    assert_eq!(message, "update completed; nodes that are not available: n3");
+    assert_eq!(message, "update completed; nodes that are not available: n2, n3");
     // As soon as they can, they follow: one after the other, in the order of the update.
     simulation.availability(&node(3), Availability::Active);
     simulation.reconnect(&node(2));
@@ -80,4 +81,29 @@ fn a_removed_node_leaves_no_task_behind() {
     simulation.run(Duration::from_secs(2));
     assert_eq!(nodes(&simulation), ["n1:1", "n2:1"]);
     assert_eq!(simulation.tasks("all").len(), 2, "{}", simulation.dump());
+}
+
+/// The old task gives its node's port up before the new one takes it. While the old one is to go on it cannot: said in time, and nothing
+/// is stopped.
+#[test]
+fn a_port_of_each_node_is_passed_on_if_the_old_task_is_stopped_first() {
+    for (order, end, runs) in [("stop-first", UpdateState::Completed, 2), ("start-first", UpdateState::Paused, 1)] {
+        let mut all = in_mode(service("all", 0, &[(8080, 80)], &[]), global());
+        all.spec.endpoint_spec.as_mut().unwrap().ports[0].publish_mode = PublishMode::Host;
+        all.spec.update_config = Some(UpdateConfig { order: order.to_owned(), ..updating(1, Duration::from_secs(1)) });
+        let mut simulation = Simulation::new(3, 6);
+        simulation.command(vec![Action::create(all)]);
+        simulation.until("one on each node", |s| s.running("all").len() == 3);
+        simulation.update("all", |spec| spec.task_template.force_update = 1);
+        let took = simulation.until(end.as_str(), |s| {
+            assert!(s.agents.values().all(|a| a.containers.values().filter(|c| c.runs()).count() <= 1), "{}", s.dump());
+            s.update_state("all") == Some(end)
+        });
+        assert!(took < Duration::from_secs(20), "{took:?}");
+        let running = simulation.running("all");
+        let of_version = running.iter().filter(|task| task.spec_version == runs).count();
+        assert_eq!((running.len(), of_version), (3, 3), "{order}\n{}", simulation.dump());
+        let message = simulation.store.service(&"all".into()).unwrap().update.clone().unwrap().message;
+        assert_eq!(message.contains("host-mode port already in use on 1 node"), order == "start-first", "{message}");
+    }
 }

@@ -8,7 +8,7 @@ use skep::manager::round::RoundPlanner;
 use skep::manager::round_scope::RoundScope;
 use skep::manager::{LowestApplied, ManagerSettings, allocator, node_allocation, reaper, scheduler};
 use skep::model::service::{EndpointMode, EndpointSpec, Replicated};
-use skep::model::{Availability, NodeState, Revision, Task, TaskState, TaskStatus, Timestamp};
+use skep::model::{Availability, Cluster, NodeState, Revision, Task, TaskState, TaskStatus, Timestamp};
 use skep::store::{Action, FieldUpdate, Kind, Object, Store};
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
@@ -351,4 +351,77 @@ fn planners_do_nothing_when_there_is_nothing_to_do() {
     assert_eq!(allocator::plan(&store, fixture::START, &mut quarantine, &RoundScope::full()), Vec::new());
     assert_eq!(scheduler::Scheduler::default().plan(&store, fixture::START), Vec::new());
     assert_eq!(reaper::plan(&store, fixture::START, &settings, &RoundScope::full()), Vec::new());
+}
+
+#[test]
+fn a_node_that_joins_with_an_address_that_others_may_still_send_to_gets_another_one() {
+    let newest = Revision { incarnation: 1, index: 1_000_000 };
+    for (pool, size) in [("10.0.0.0/8", 24), ("172.20.0.0/16", 27), ("192.168.3.0/24", 28)] {
+        // A round of the leader between what frees the address and the join, none, and a join when all nodes know of it.
+        for (rounds, known) in [(1, false), (0, false), (1, true)] {
+            let cluster = Cluster { address_pools: vec![pool.parse().unwrap()], subnet_size: size, ..fixture::cluster() };
+            let mut store = fixture::ready_nodes(cluster, 2, |_| {});
+            let mut planner = RoundPlanner::new(ManagerSettings::default(), 1);
+            let mut settle = |store: &mut Store, applied: Revision| loop {
+                let applied = LowestApplied { awaited: applied, all: applied };
+                let actions = planner.round(store, Vec::new(), applied, fixture::START);
+                if actions.is_empty() {
+                    return;
+                }
+                apply(store, fixture::START, actions);
+                planner.written();
+            };
+            apply(&mut store, fixture::START, vec![Action::create(service("web", 1, &[(80, 80)], &[]))]);
+            settle(&mut store, newest);
+            let vip = store.services().flat_map(|s| &s.endpoint.vips).map(|vip| vip.addr.addr());
+            let had: BTreeSet<_> =
+                vip.chain(store.tasks().flat_map(|t| t.attachments.iter().map(|a| a.address.addr()))).collect();
+            let before = store.revision();
+            let remove = store.tasks().map(|t| Action::Remove(Kind::Task, t.id.to_string()));
+            let remove = remove.chain([Action::Remove(Kind::Service, "web".to_owned())]).collect();
+            apply(&mut store, fixture::START, remove);
+            for _ in 0..rounds {
+                settle(&mut store, if known { newest } else { before });
+            }
+            // Admitted by a manager that knows only the store.
+            let (joined, actions) = node_allocation::admit(&store, joining_node("n3")).unwrap();
+            let drawn = joined.mesh.ingress_addr;
+            assert!(had.contains(&drawn), "{pool}: {drawn} was no node's");
+            apply(&mut store, fixture::START, actions);
+            settle(&mut store, if known { newest } else { before });
+            let has = store.node(&"n3".into()).unwrap().mesh.ingress_addr;
+            let case = format!("{pool}, {rounds} rounds, known {known}: {drawn} became {has}");
+            assert_eq!(had.contains(&has), known, "{case}");
+            assert_eq!(skep::manager::invariants::check(&store), Vec::<String>::new(), "{case}");
+            // It keeps that one.
+            settle(&mut store, newest);
+            assert_eq!(store.node(&"n3".into()).unwrap().mesh.ingress_addr, has, "{case}");
+        }
+    }
+}
+
+#[test]
+fn a_joining_node_keeps_an_address_that_is_waited_for_if_there_is_no_other() {
+    let cluster = Cluster { address_pools: vec!["10.9.0.0/16".parse().unwrap()], subnet_size: 29, ..fixture::cluster() };
+    let mut store = fixture::ready_nodes(cluster, 5, |_| {});
+    let mut planner = RoundPlanner::new(ManagerSettings::default(), 1);
+    let before = store.revision();
+    let mut settle = |store: &mut Store| loop {
+        let applied = LowestApplied { awaited: before, all: before };
+        let actions = planner.round(store, Vec::new(), applied, fixture::START);
+        if actions.is_empty() {
+            return;
+        }
+        apply(store, fixture::START, actions);
+        planner.written();
+    };
+    settle(&mut store);
+    let freed = store.node(&node(4)).unwrap().mesh.ingress_addr;
+    apply(&mut store, fixture::START, vec![Action::Remove(Kind::Node, node(4).to_string())]);
+    let (joined, actions) = node_allocation::admit(&store, joining_node("n6")).unwrap();
+    assert_eq!(joined.mesh.ingress_addr, freed, "all others are in use");
+    apply(&mut store, fixture::START, actions);
+    settle(&mut store);
+    assert_eq!(store.node(&"n6".into()).unwrap().mesh.ingress_addr, freed);
+    assert_eq!(skep::manager::invariants::check(&store), Vec::<String>::new());
 }

@@ -14,13 +14,13 @@ fn image(name: &'static str) -> impl FnOnce(&mut ServiceSpec) {
 }
 
 impl Script {
-    fn update(&mut self, what: &str, change: impl FnOnce(&mut ServiceSpec)) {
+    pub(super) fn update(&mut self, what: &str, change: impl FnOnce(&mut ServiceSpec)) {
         let action = updated(&self.store, "web", self.now, change);
         self.step(what, vec![action]);
     }
 
     /// Tasks that are to run have run up to a state, those that are to stop have stopped.
-    fn carry_out(&mut self, what: &str) {
+    pub(super) fn carry_out(&mut self, what: &str) {
         let applies = |t: &&Task| t.node_id.is_some() && !t.status.state.is_final();
         let next = |t: &Task| {
             let state = match t.desired_state {
@@ -43,7 +43,7 @@ impl Script {
         self.planner.observe_loads(loads, Demand { services: [("web".into(), of_web)].into(), complete: true });
     }
 
-    fn seconds(&mut self, seconds: u64) {
+    pub(super) fn seconds(&mut self, seconds: u64) {
         self.wait(Duration::from_secs(seconds));
     }
 }

@@ -38,18 +38,18 @@ fn a_replicated_job_completes_so_many_tasks_and_never_runs_more_at_once() {
 
 #[test]
 fn a_job_that_fails_keeps_to_its_policy_however_many_run_at_once() {
-    for concurrent in [1, 4] {
+    // A global job has a task on each of the three nodes.
+    for (mode, slots) in [(job(1, 4), 1), (job(4, 4), 4), (global_job(), 3)] {
         for (condition, attempts, tasks_per_slot) in
             [(RestartCondition::None, 0, 1), (RestartCondition::OnFailure, 2, 3), (RestartCondition::Any, 1, 2)]
         {
             let mut simulation = Simulation::new(3, 7);
             let max_attempts = (attempts > 0).then_some(attempts);
             let policy = RestartPolicy { condition: Some(condition), max_attempts, ..after(Duration::from_millis(300)) };
-            simulation
-                .command(vec![Action::create(in_mode(restarting(service("crash", 0, &[], &[]), policy), job(concurrent, 4)))]);
+            simulation.command(vec![Action::create(in_mode(restarting(service("crash", 0, &[], &[]), policy), mode.clone()))]);
             simulation.run(Duration::from_secs(40));
-            let made = simulation.tasks("crash").len() as u64;
-            assert_eq!(made, concurrent * tasks_per_slot, "{condition:?} {attempts}\n{}", simulation.dump());
+            let made = simulation.tasks("crash").len();
+            assert_eq!(made, slots * tasks_per_slot, "{mode:?} {condition:?} {attempts}\n{}", simulation.dump());
         }
     }
 }

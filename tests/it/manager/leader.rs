@@ -2,7 +2,7 @@
 
 use super::fixture::{self, joining_node, service};
 use skep::clock::{Clock, SystemClock};
-use skep::manager::{Manager, ManagerSettings, SessionId, bootstrap, start};
+use skep::manager::{Leadership, Manager, ManagerSettings, SessionId, bootstrap, node_allocation, start};
 use skep::model::{NodeId, NodeState, Revision, TaskState, TaskStatus};
 use skep::protocol::{FORMAT, ToManager, ToNode};
 use skep::store::{Action, LocalProposer, StoreHandle};
@@ -12,12 +12,13 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
+const LEADS: Leadership = Leadership::Leads { lost_leader: None };
 const TIMEOUT: Duration = Duration::from_secs(20);
 
 struct ManagerFixture {
     store: StoreHandle,
     manager: Manager,
-    leads: watch::Sender<bool>,
+    leads: watch::Sender<Leadership>,
     shutdown: CancellationToken,
 }
 
@@ -31,7 +32,7 @@ async fn manager_with_clock(clock: Arc<dyn Clock>) -> ManagerFixture {
         .write(SystemClock.now(), bootstrap(fixture::cluster(), "ingress-id".into(), joining_node("n1")).unwrap())
         .await
         .unwrap();
-    let (leads, is_leader) = watch::channel(false);
+    let (leads, is_leader) = watch::channel(Leadership::Follows);
     let shutdown = CancellationToken::new();
     let settings = ManagerSettings::default();
     let manager = start(store.clone(), is_leader, settings, clock, 1, shutdown.clone());
@@ -72,7 +73,7 @@ async fn a_follower_refuses_sessions_and_a_leader_opens_them() {
     let (_, mut incoming) = fixture.hello().await;
     assert!(matches!(next(&mut incoming).await, Some(ToNode::NotLeader { leader: None })));
     assert!(next(&mut incoming).await.is_none(), "and ends the session");
-    fixture.leads.send_replace(true);
+    fixture.leads.send_replace(LEADS);
     let mut incoming = loop {
         let (_, mut incoming) = fixture.hello().await;
         match next(&mut incoming).await {
@@ -88,7 +89,7 @@ async fn a_follower_refuses_sessions_and_a_leader_opens_them() {
             s.node(&"n1".into()).is_some_and(|n| n.status.state == NodeState::Ready && !n.mesh.endpoints.is_empty())
         })
         .await;
-    fixture.leads.send_replace(false);
+    fixture.leads.send_replace(Leadership::Follows);
     loop {
         match next(&mut incoming).await {
             Some(ToNode::NotLeader { .. }) => break,
@@ -103,7 +104,7 @@ async fn a_follower_refuses_sessions_and_a_leader_opens_them() {
 #[tokio::test]
 async fn thirty_tasks_are_assigned_with_one_commit_and_reach_the_node() {
     let fixture = manager_fixture().await;
-    fixture.leads.send_replace(true);
+    fixture.leads.send_replace(LEADS);
     let (session, mut incoming) = loop {
         let (session, mut incoming) = fixture.hello().await;
         if matches!(next(&mut incoming).await, Some(ToNode::Welcome { .. })) {
@@ -145,7 +146,7 @@ async fn thirty_tasks_are_assigned_with_one_commit_and_reach_the_node() {
 #[tokio::test]
 async fn an_unknown_node_is_refused_as_not_a_member() {
     let fixture = manager_fixture().await;
-    fixture.leads.send_replace(true);
+    fixture.leads.send_replace(LEADS);
     for _ in 0..200 {
         let (out, mut incoming) = mpsc::channel(4);
         let hello = ToManager::Hello {
@@ -184,7 +185,7 @@ impl Clock for FailingClock {
 async fn the_loops_are_started_again_after_a_panic_and_the_failure_is_shown() {
     let clock = Arc::new(FailingClock::default());
     let mut fixture = manager_with_clock(clock.clone()).await;
-    fixture.leads.send_replace(true);
+    fixture.leads.send_replace(LEADS);
     let open = async |fixture: &ManagerFixture| loop {
         let (_, mut incoming) = fixture.hello().await;
         if matches!(next(&mut incoming).await, Some(ToNode::Welcome { .. })) {
@@ -200,4 +201,81 @@ async fn the_loops_are_started_again_after_a_panic_and_the_failure_is_shown() {
     let mut incoming = open(&fixture).await;
     assert!(matches!(next(&mut incoming).await, Some(ToNode::View { .. })));
     fixture.shutdown.cancel();
+}
+
+/// A leader takes over while every node opens its session at once and planning stands still: the one thread for long work is taken. No
+/// node waits for that, and none is judged by it.
+#[test]
+fn a_hundred_nodes_at_once_are_answered_while_planning_takes_seconds() {
+    const NODES: usize = 100;
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(2).max_blocking_threads(1).enable_all().build().unwrap();
+    runtime.block_on(async {
+        let store = LocalProposer::handle();
+        let now = SystemClock.now();
+        store.write(now, bootstrap(fixture::cluster(), "ingress-id".into(), joining_node("n1")).unwrap()).await.unwrap();
+        for n in 2..=NODES {
+            let (_, actions) = node_allocation::admit(&store.read(), joining_node(&format!("n{n}"))).unwrap();
+            store.write(now, actions).await.unwrap();
+        }
+        let before = store.read();
+        let ready = before.nodes().map(|node| {
+            let mut node = node.clone();
+            node.status.state = NodeState::Ready;
+            Action::update(node)
+        });
+        let mut actions: Vec<Action> = ready.collect();
+        // A /24 has no room for more on the ingress network.
+        actions.push(Action::create(service("web", 100, &[(8080, 80)], &[])));
+        actions.push(Action::create(service("work", 4_900, &[], &[])));
+        store.write(now, actions).await.unwrap();
+
+        let (release, held) = std::sync::mpsc::channel::<()>();
+        let hold = tokio::task::spawn_blocking(move || held.recv());
+        let settings = ManagerSettings::default();
+        let (_leads, is_leader) = watch::channel(LEADS);
+        let shutdown = CancellationToken::new();
+        let manager = start(store.clone(), is_leader, settings.clone(), Arc::new(SystemClock), 1, shutdown.clone());
+        let open = async |n: usize| {
+            let (out, incoming) = mpsc::channel(4);
+            let hello = ToManager::Hello {
+                format: FORMAT,
+                formats: None,
+                description: fixture::description(&format!("n{n}")),
+                endpoints: Vec::new(),
+                have: Revision::default(),
+            };
+            (manager.sessions.open(fixture::node(n), hello, out).await, incoming)
+        };
+        let mut nodes = Vec::new();
+        for n in 1..=NODES {
+            nodes.push(open(n).await);
+        }
+        for (_, incoming) in &mut nodes {
+            assert!(matches!(next(incoming).await, Some(ToNode::Welcome { format: FORMAT, .. })));
+        }
+        // For longer than a silent node has.
+        let begun = std::time::Instant::now();
+        let mut rounds = 0;
+        while begun.elapsed() < 2 * settings.down_after {
+            for (session, incoming) in &mut nodes {
+                manager.sessions.message(*session, ToManager::Heartbeat { applied: Revision::default() }).await;
+                // Nothing else comes: planning has not begun.
+                let answer = timeout(settings.down_after / 2, incoming.recv()).await.expect("an answer in time");
+                assert!(matches!(answer, Some(ToNode::Alive)), "{answer:?}");
+            }
+            rounds += 1;
+            tokio::time::sleep(settings.heartbeat / 5).await;
+        }
+        assert!(rounds > 2, "{rounds} heartbeats of each node");
+        release.send(()).unwrap();
+        hold.await.unwrap().unwrap();
+        // Each has its view, and all are what they were.
+        for (_, incoming) in &mut nodes {
+            while !matches!(next(incoming).await.expect("the session lives"), ToNode::View { cluster: Some(_), .. }) {}
+        }
+        assert!(store.read().nodes().all(|node| node.status.state == NodeState::Ready));
+        shutdown.cancel();
+        timeout(TIMEOUT, manager.finished).await.unwrap().unwrap();
+    });
 }

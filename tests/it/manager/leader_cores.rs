@@ -16,8 +16,12 @@ pub struct LeaderCores {
 
 impl LeaderCores {
     pub fn new(settings: ManagerSettings, store: Arc<Store>, now: Timestamp) -> Self {
+        Self::in_place_of(None, settings, store, now)
+    }
+
+    pub fn in_place_of(lost_leader: Option<u64>, settings: ManagerSettings, store: Arc<Store>, now: Timestamp) -> Self {
         Self {
-            liveness: Liveness::new(settings.clone(), store.clone(), now),
+            liveness: Liveness::new(settings.clone(), store.clone(), lost_leader, now),
             inbox: Inbox::default(),
             dispatcher: Dispatcher::new(settings, store, now),
         }

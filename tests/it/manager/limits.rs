@@ -2,13 +2,14 @@
 
 use super::fixture::{self, apply, node, service};
 use super::leader_cores::LeaderCores;
-use skep::manager::bounds::{DESCRIPTION, ENDPOINTS, STATUS_TEXT};
+use super::simulation::Simulation;
+use skep::manager::bounds::{self, DESCRIPTION, ENDPOINTS, STATUS_TEXT};
 use skep::manager::liveness::Event;
 use skep::manager::round::RoundPlanner;
 use skep::manager::session::SessionId;
 use skep::manager::transaction_limits::{OBJECT, TRANSACTION, TransactionLimits};
 use skep::manager::{LowestApplied, ManagerSettings};
-use skep::model::{NodeState, Revision, Task, TaskState, TaskStatus};
+use skep::model::{NodeState, Revision, Task, TaskState, TaskStatus, UpdateState};
 use skep::protocol::{FORMAT, ToManager};
 use skep::store::{Action, Store};
 use std::sync::Arc;
@@ -134,4 +135,44 @@ fn what_a_node_says_is_bounded_before_it_is_written() {
     assert!(stored.description.engine_labels.contains_key("skep.cut"), "{:?}", stored.description.engine_labels);
     assert_eq!(stored.mesh.endpoints.len(), ENDPOINTS);
     assert!(store.task(&task.id).unwrap().status.err.ends_with("(cut)"));
+}
+
+/// A spec with as large a text as the API takes, in the part that each task has too.
+fn fill(service: &mut skep::model::Service) {
+    let labels = |spec: &mut skep::model::ServiceSpec, size: usize| {
+        spec.task_template.container_spec.labels.insert("text".to_owned(), "x".repeat(size));
+    };
+    let (mut fits, mut not) = (0, OBJECT);
+    while not - fits > 1 {
+        let middle = fits.midpoint(not);
+        labels(&mut service.spec, middle);
+        if bounds::service(&service.spec).is_ok() { fits = middle } else { not = middle }
+    }
+    labels(&mut service.spec, fits);
+}
+
+#[test]
+fn a_service_of_the_largest_size_is_created_updated_scaled_and_rolled_back() {
+    for ports in [1_u16, 3_000] {
+        let mut simulation = Simulation::new(2, u64::from(ports));
+        let published: Vec<(u16, u16)> = (0..ports).map(|n| (10_000 + n, 80)).collect();
+        let mut web = fixture::restarting(service("web", 2, &published, &[]), fixture::after(Duration::from_millis(500)));
+        let quick = fixture::updating(1, Duration::from_millis(200));
+        (web.spec.update_config, web.spec.rollback_config) = (Some(quick.clone()), Some(quick));
+        // Whatever it is changed to has that many bytes.
+        web.spec.task_template.container_spec.image = "whoami-1".to_owned();
+        fill(&mut web);
+        assert!(size(&[Action::create(web.clone())]) > OBJECT / 3, "it is large");
+        simulation.command(vec![Action::create(web)]);
+        simulation.until("two run", |s| s.running("web").len() == 2);
+        simulation.update("web", |spec| spec.task_template.container_spec.image = "whoami-2".to_owned());
+        simulation.until("updated", |s| s.update_state("web") == Some(UpdateState::Completed));
+        let whole = simulation.store.service(&"web".into()).unwrap().clone();
+        assert!(whole.previous_spec.is_some() && size(&[Action::update(whole)]) <= OBJECT);
+        simulation.scale("web", 3);
+        simulation.until("three run", |s| s.running("web").len() == 3);
+        simulation.rollback("web");
+        simulation.until("rolled back", |s| s.update_state("web") == Some(UpdateState::RollbackCompleted));
+        assert!(simulation.running("web").iter().all(|task| task.spec.container_spec.image == "whoami-1"));
+    }
 }

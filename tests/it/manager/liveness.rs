@@ -8,6 +8,7 @@ use skep::manager::liveness::{Event, Liveness, Verdict};
 use skep::manager::round_scope::RoundScope;
 use skep::manager::session::SessionId;
 use skep::manager::{ManagerSettings, reaper};
+use skep::model::node::ManagerStatus;
 use skep::model::{Availability, NodeState, Revision, TaskId, TaskState, Timestamp};
 use skep::protocol::{FORMAT, ToManager, ToNode};
 use skep::store::{Action, Store};
@@ -27,7 +28,7 @@ struct LivenessFixture {
 
 impl LivenessFixture {
     fn new(nodes: usize) -> Self {
-        let core = Liveness::new(ManagerSettings::default(), Arc::new(fixture::store(nodes)), fixture::START);
+        let core = Liveness::new(ManagerSettings::default(), Arc::new(fixture::store(nodes)), None, fixture::START);
         let mut fixture = Self { core, now: fixture::START.plus(SECOND), nodes, silent: BTreeSet::new() };
         for n in 1..=nodes {
             fixture.hello(n, 0);
@@ -134,17 +135,8 @@ fn a_held_node_that_returns_is_ready_and_may_go_down_alone_later() {
 
 #[test]
 fn after_a_take_over_no_node_is_judged_before_it_could_open_a_session() {
-    let mut ready = fixture::store(4);
-    let states = ready.nodes().map(|n| {
-        let mut n = n.clone();
-        n.status.state = NodeState::Ready;
-        Action::update(n)
-    });
-    let states = states.collect();
-    fixture::apply(&mut ready, fixture::START, states);
-    let now = fixture::START.plus(SECOND);
-    let core = Liveness::new(ManagerSettings::default(), Arc::new(ready), now);
-    let mut fixture = LivenessFixture { core, now, nodes: 4, silent: [4].into() };
+    let mut fixture = take_over(None);
+    fixture.silent = [4].into();
     fixture.run(11 * SECOND);
     assert_eq!(fixture.down(), [] as [usize; 0]);
     for n in 1..=3 {
@@ -152,6 +144,43 @@ fn after_a_take_over_no_node_is_judged_before_it_could_open_a_session() {
     }
     fixture.run(2 * SECOND);
     assert_eq!((fixture.down(), fixture.held()), (vec![4], vec![]), "the one that did not come");
+}
+
+/// A new leader of four nodes that were ready; the raft id of each is its number.
+fn take_over(lost_leader: Option<u64>) -> LivenessFixture {
+    let ready = fixture::ready_nodes(fixture::cluster(), 4, |node| {
+        let raft_id = node.id.as_str()[1..].parse().unwrap();
+        node.manager = Some(ManagerStatus { raft_id, addr: "192.0.2.1:2377".parse().unwrap() });
+    });
+    let now = fixture::START.plus(SECOND);
+    let core = Liveness::new(ManagerSettings::default(), Arc::new(ready), lost_leader, now);
+    LivenessFixture { core, now, nodes: 4, silent: BTreeSet::new() }
+}
+
+#[test]
+fn the_node_of_a_lost_leader_is_judged_like_one_that_fell_silent_once_most_others_are_here() {
+    let mut fixture = take_over(Some(4));
+    fixture.silent = [4].into();
+    fixture.run(SECOND);
+    assert_eq!(fixture.down(), [] as [usize; 0], "it may open a session like the others");
+    for n in 1..=3 {
+        fixture.hello(n, 0);
+    }
+    fixture.run(SECOND + SECOND / 2);
+    assert_eq!((fixture.down(), fixture.held()), (vec![4], vec![]));
+
+    let mut fixture = take_over(Some(4));
+    fixture.silent = [2, 3, 4].into();
+    fixture.hello(1, 0);
+    fixture.run(11 * SECOND);
+    assert_eq!(fixture.down(), [] as [usize; 0], "most nodes have not come: this manager's network, or its backlog");
+
+    let mut fixture = take_over(Some(4));
+    for n in 1..=4 {
+        fixture.hello(n, 0);
+    }
+    fixture.run(5 * SECOND);
+    assert_eq!((fixture.down(), fixture.held()), (vec![], vec![]), "only raft had lost it");
 }
 
 #[test]

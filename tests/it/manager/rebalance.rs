@@ -77,6 +77,29 @@ fn the_first_task_that_does_not_do_well_elsewhere_ends_it() {
 }
 
 #[test]
+fn a_task_that_does_not_listen_elsewhere_ends_it() {
+    let config = UpdateConfig { order: "start-first".to_owned(), ..updating(1, SECOND) };
+    let mut simulation = uneven(config, "deaf-on-n3");
+    assert_eq!(rebalance(&mut simulation), 2);
+    simulation.until("given up", |s| {
+        assert_eq!(serving(s), 6, "{}", s.dump());
+        s.tasks("web").iter().all(|t| t.move_to.is_none())
+    });
+    simulation.until("withdrawn", |s| s.running_containers("web") == 6);
+    let made = simulation.tasks("web").iter().filter(|t| t.cause == Some(TaskCause::Rebalance)).count();
+    assert_eq!((made, serving(&simulation)), (1, 6), "one attempt\n{}", simulation.dump());
+    // What had to stop first is not brought back, and nothing follows it.
+    let mut simulation = uneven(updating(1, SECOND), "deaf-on-n3");
+    assert_eq!(rebalance(&mut simulation), 2);
+    simulation.until("given up", |s| {
+        assert!(serving(s) >= 5, "{}", s.dump());
+        s.tasks("web").iter().all(|t| !t.is_wanted() || t.node_id.is_none() || t.move_to.is_none())
+    });
+    simulation.run(10 * SECOND);
+    assert_eq!(serving(&simulation), 5, "{}", simulation.dump());
+}
+
+#[test]
 fn a_node_that_takes_no_tasks_any_more_ends_it_and_an_update_comes_first() {
     let mut simulation = uneven(updating(1, SECOND), "whoami");
     let plan = rebalance::plan(&simulation.store, None, simulation.now);

@@ -198,6 +198,23 @@ fn an_update_whose_tasks_get_no_address_is_paused_with_the_reason_and_what_runs_
     assert!(message.ends_with(": could not find an available IP on network small (10.9.0.0/29 is full)"), "{message}");
 }
 
+/// The old task is stopped first, so that its address is there for the new one: the network need not have more than all tasks together.
+#[test]
+fn an_update_that_stops_first_goes_through_on_a_network_that_is_full() {
+    let mut simulation = Simulation::new(2, 5);
+    simulation.command(vec![Action::create(network("small", Some("10.9.0.0/29")))]);
+    let mut web = restarting(service("web", 4, &[], &["small"]), after(Duration::from_millis(500)));
+    web.spec.update_config = Some(updating(1, 2 * SECOND));
+    simulation.command(vec![Action::create(web)]);
+    simulation.until("all run", |s| s.running("web").len() == 4);
+    simulation.update("web", image("v2"));
+    simulation.until("completed", |s| {
+        assert!(s.running("web").len() >= 3, "more than one at once\n{}", s.dump());
+        s.update_state("web") == Some(UpdateState::Completed)
+    });
+    assert!(simulation.running("web").iter().all(|task| task.spec.container_spec.image == "v2"), "{}", simulation.dump());
+}
+
 /// Writes the node's label `zone`.
 fn label(simulation: &mut Simulation, number: usize, zone: &str) {
     let mut node = simulation.store.node(&node(number)).unwrap().clone();
@@ -264,6 +281,33 @@ fn a_single_replica_with_start_first_is_drained_without_a_gap() {
         simulation.availability(&node(n), Availability::Drain);
     }
     simulation.until("stopped", |s| s.running_containers("web") == 0);
+}
+
+/// Beyond the time in which an update counts failures: its image may have to be pulled.
+#[test]
+fn a_drained_node_waits_for_a_task_that_is_on_its_way_to_another_one() {
+    let mut waited = 0;
+    for seed in 0..8 {
+        for order in ["start-first", "stop-first"] {
+            let mut late = service("web", 1, &[(8080, 80)], &[]);
+            "late".clone_into(&mut late.spec.task_template.container_spec.image);
+            late.spec.update_config = Some(UpdateConfig { order: order.to_owned(), ..updating(1, SECOND) });
+            let mut simulation = Simulation::new(2, seed);
+            simulation.command(vec![Action::create(late)]);
+            simulation.until("it listens", |s| s.running("web").iter().any(|task| !task.listens.is_empty()));
+            let old = simulation.running("web")[0].clone();
+            simulation.availability(&old.node_id.clone().unwrap(), Availability::Drain);
+            let took = simulation.until("moved", |s| {
+                let running = s.running("web");
+                let goes_on = running.iter().any(|task| task.id == old.id);
+                let is_prepared = s.tasks("web").iter().any(|task| task.id != old.id && task.status.state >= TaskState::Ready);
+                assert!(goes_on || is_prepared, "{order}: stopped for nothing\n{}", s.dump());
+                running.len() == 1 && !goes_on
+            });
+            waited += usize::from(took > 3 * SECOND);
+        }
+    }
+    assert!(waited > 0, "some tasks take longer than the update allows");
 }
 
 #[test]

@@ -3,6 +3,8 @@
 use super::fixture::{self, after, node, restarting, service};
 use super::simulation::Simulation;
 use skep::manager::invariants::check_settled;
+use skep::manager::round::RoundPlanner;
+use skep::manager::{LowestApplied, ManagerSettings};
 use skep::model::task::{RestartCondition, RestartPolicy};
 use skep::model::{Availability, Nanos, Network, NodeState, Protocol, PublishMode, Task, TaskState};
 use skep::store::{Action, Kind};
@@ -252,7 +254,11 @@ fn a_removed_node_is_informed_and_its_tasks_are_orphaned() {
     simulation.command(vec![Action::Remove(Kind::Node, "n3".to_owned())]);
     simulation.until("six run", |s| s.running("whoami").len() == 6);
     let orphans = simulation.tasks("whoami").into_iter().filter(|t| t.node_id == Some(node(3)));
-    assert!(orphans.clone().count() == 2 && orphans.into_iter().all(|t| t.status.state == TaskState::Orphaned));
+    assert_eq!(orphans.clone().count(), 2);
+    for task in orphans {
+        let status = (task.status.state, task.status.message.as_str());
+        assert_eq!(status, (TaskState::Orphaned, "Task belonged to a node that has been deleted"));
+    }
     simulation.reconnect(&node(3));
     simulation.until("informed", |s| s.agents[&node(3)].removed);
 }
@@ -278,6 +284,29 @@ fn failed_tasks_are_restarted_after_the_delay_up_to_the_limit() {
     assert_eq!(simulation.tasks("crash").len(), 3);
 }
 
+#[test]
+fn networks_come_from_the_pools_of_the_swarm_in_its_size() {
+    let pools = ["10.50.0.0/25", "10.60.0.0/24"].map(|pool| pool.parse().unwrap());
+    let cluster = skep::model::Cluster { address_pools: pools.to_vec(), subnet_size: 26, ..fixture::cluster() };
+    let mut store = fixture::ready_nodes(cluster, 1, |_| {});
+    fixture::apply(&mut store, fixture::START, ["a", "b", "c"].map(|id| Action::create(fixture::network(id, None))).to_vec());
+    let mut planner = RoundPlanner::new(ManagerSettings::default(), 1);
+    loop {
+        let applied = LowestApplied::by_all(store.revision());
+        let actions = planner.round(&store, Vec::new(), applied, fixture::START);
+        if actions.is_empty() {
+            break;
+        }
+        fixture::apply(&mut store, fixture::START, actions);
+    }
+    let mut subnets: Vec<ipnet::Ipv4Net> = store.networks().flat_map(Network::subnets).collect();
+    subnets.sort();
+    // With `ingress`; the first pool has room for two.
+    let expected = ["10.50.0.0/26", "10.50.0.64/26", "10.60.0.0/26", "10.60.0.64/26"].map(|net| net.parse().unwrap());
+    assert_eq!(subnets, expected);
+}
+
+/// Exact numbers: `golden_moves.rs`.
 #[test]
 fn history_is_kept_up_to_the_limit() {
     let mut simulation = Simulation::new(2, 7);

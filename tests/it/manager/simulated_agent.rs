@@ -9,8 +9,14 @@ use skep::model::node::NodeDescription;
 use skep::model::view::{ClusterPart, Networks, Tasks};
 use skep::model::{ListeningPort, NodeId, Revision, Task, TaskId, TaskState, TaskStatus, Timestamp, task::ContainerStatus};
 use skep::protocol::{FORMAT, ToManager, ToNode};
+use skep::store::FEATURE_LEVELS;
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
+
+/// Time that containers of services named `slow…` run before they listen, and that images named `pulls…` take to be prepared.
+pub const SLOW: Duration = Duration::from_secs(25);
+pub const PULLED: Duration = Duration::from_secs(100);
 
 #[derive(Clone, Debug)]
 pub struct SimulatedContainer {
@@ -19,6 +25,8 @@ pub struct SimulatedContainer {
     pub listens: Vec<ListeningPort>,
     /// Steps until it exits on its own.
     pub life: Option<u32>,
+    /// Steps until it is unhealthy.
+    pub health: Option<u32>,
     /// Steps until it has stopped after it was stop_began to.
     pub stopping: Option<u32>,
 }
@@ -50,7 +58,7 @@ pub struct SimulatedAgent {
 impl SimulatedAgent {
     pub fn new(id: NodeId) -> Self {
         Self {
-            description: super::fixture::description(id.as_str()),
+            description: NodeDescription { feature_levels: Some(FEATURE_LEVELS), ..super::fixture::description(id.as_str()) },
             id,
             session: None,
             connected: true,
@@ -118,6 +126,7 @@ impl SimulatedAgent {
                 status: TaskStatus { container: None, ..task.status.clone() },
                 listens: Vec::new(),
                 life: life(task, rng),
+                health: behaviour(task).starts_with("sick").then(|| rng.random_range(5..60)),
                 stopping: None,
             });
         }
@@ -125,7 +134,9 @@ impl SimulatedAgent {
             let desired = tasks.by_id.get(id).map_or(TaskState::Remove, |t| t.desired_state);
             let not_before = tasks.by_id.get(id).and_then(|t| t.not_before);
             let before = container.status.state;
-            let next = container.next(desired, not_before.is_none_or(|t| t <= now), rng, &mut stop_began);
+            let is_pulled = now.since(container.status.timestamp) >= PULLED;
+            let due = not_before.is_none_or(|t| t <= now);
+            let next = container.next(desired, (due, is_pulled), rng, &mut stop_began);
             if next > before {
                 container.status = TaskStatus {
                     timestamp: now,
@@ -137,7 +148,11 @@ impl SimulatedAgent {
                 };
                 unsent.insert(id.clone(), container.status.clone());
             }
-            if let Some(now) = container.listening(rng) {
+            if container.falls_ill() {
+                container.status.unhealthy = true;
+                unsent.insert(id.clone(), container.status.clone());
+            }
+            if let Some(now) = container.listening(now, rng) {
                 container.listens.clone_from(&now);
                 self.unsent_ports.insert(id.clone(), now);
             }
@@ -158,8 +173,31 @@ impl SimulatedAgent {
 }
 
 impl SimulatedContainer {
-    /// Starts to listen some time after the container runs; those of flaky services stop again.
-    fn listening(&self, rng: &mut StdRng) -> Option<Vec<ListeningPort>> {
+    /// It runs, and from now on it is unhealthy: its stop is ordered by managers, after no node sends to it any more.
+    fn falls_ill(&mut self) -> bool {
+        let is_well = self.status.state == TaskState::Running && !self.status.unhealthy;
+        match self.health.as_mut().filter(|_| is_well) {
+            Some(0) => true,
+            Some(left) => {
+                *left -= 1;
+                false
+            }
+            None => false,
+        }
+    }
+
+    /// Starts to listen some time after the container runs; those of flaky services stop again, those of `deaf…` never do, of
+    /// `deaf-on-NODE` not there, and of `single…` in the first slot alone.
+    fn listening(&self, now: Timestamp, rng: &mut StdRng) -> Option<Vec<ListeningPort>> {
+        let is_deaf = match behaviour(&self.task).strip_prefix("deaf-on-") {
+            Some(node) => self.task.node_id.as_ref().is_some_and(|id| id.as_str() == node),
+            None => {
+                behaviour(&self.task).starts_with("deaf") || (behaviour(&self.task).starts_with("single") && self.task.slot > 1)
+            }
+        };
+        if is_deaf || (behaviour(&self.task).starts_with("slow") && now.since(self.status.timestamp) < SLOW) {
+            return None;
+        }
         let stops = if behaviour(&self.task).starts_with("flaky") { 0.02 } else { 0.0 };
         let flips = self.status.state == TaskState::Running && rng.random_bool(if self.listens.is_empty() { 0.5 } else { stops });
         let port = ListeningPort { protocol: Protocol::Tcp, port: 80, listens: Listens { v4: true, v6: rng.random_bool(0.5) } };
@@ -173,18 +211,25 @@ impl SimulatedContainer {
         name.starts_with("reject") || is_on_other || name.strip_prefix("not-on-") == Some(node)
     }
 
-    fn next(&mut self, desired: TaskState, due: bool, rng: &mut StdRng, stop_began: &mut Vec<TaskId>) -> TaskState {
+    fn next(
+        &mut self,
+        desired: TaskState,
+        (due, is_pulled): (bool, bool),
+        rng: &mut StdRng,
+        stop_began: &mut Vec<TaskId>,
+    ) -> TaskState {
         let state = self.status.state;
         if state.is_final() {
             return state;
         }
+        let node = self.task.node_id.as_ref().map(NodeId::as_str);
         if desired > TaskState::Running {
             let left = self.stopping.get_or_insert_with(|| {
                 stop_began.push(self.task.id.clone());
                 rng.random_range(0..4)
             });
             if *left == 0 || !(TaskState::Starting..=TaskState::Running).contains(&state) {
-                return TaskState::Shutdown;
+                return if self.status.unhealthy { TaskState::Failed } else { TaskState::Shutdown };
             }
             *left -= 1;
             return state;
@@ -193,6 +238,11 @@ impl SimulatedContainer {
             TaskState::Assigned => TaskState::Accepted,
             TaskState::Accepted => TaskState::Preparing,
             TaskState::Preparing if self.is_rejected() => TaskState::Rejected,
+            // Its image is pulled for seconds.
+            TaskState::Preparing if behaviour(&self.task).starts_with("late") && !rng.random_bool(0.01) => state,
+            TaskState::Preparing if behaviour(&self.task).starts_with("pulls") && !is_pulled => state,
+            // Its pull never ends.
+            TaskState::Preparing if behaviour(&self.task).strip_prefix("stuck-on-") == node => state,
             TaskState::Preparing => TaskState::Ready,
             TaskState::Ready if desired == TaskState::Running && due => TaskState::Starting,
             TaskState::Starting => TaskState::Running,
@@ -218,7 +268,7 @@ fn behaviour(task: &Task) -> &str {
     }
 }
 
-/// Containers of services named `crash…` and `once…` exit on their own, some of `flaky…` too, those of `minutes…` after two
+/// Those of services named `sick…` are unhealthy after some time. Containers of services named `crash…` and `once…` exit on their own, some of `flaky…` too, those of `minutes…` after two
 /// minutes or more, of `seconds…` after a few seconds.
 fn life(task: &Task, rng: &mut StdRng) -> Option<u32> {
     let short = rng.random_range(0..5);

@@ -45,6 +45,7 @@ async fn new_cards_and_addresses_are_served_without_waiting_for_the_tick() {
     let (status, seen) = watch::channel(EbpfStatus::default());
     let channels = EbpfChannels {
         view,
+        lost: watch::channel(std::collections::BTreeSet::new()).1,
         sandboxes,
         prepared: watch::channel(Vec::new()).0,
         mtu,

@@ -170,9 +170,30 @@ impl Frame {
         self
     }
 
-    /// An IPv4 fragment: its identification, offset in bytes, and whether more follow. Of a later fragment the ports are payload.
+    /// The same with an IPv6 extension header of options, all padding: 0 is hop-by-hop, 60 destination options.
+    pub fn extension(mut self, kind: u8) -> Self {
+        assert!(self.ipv6);
+        let next = std::mem::replace(&mut self.packet[6], kind);
+        self.packet.splice(40..40, [next, 0, 1, 4, 0, 0, 0, 0]);
+        self.payload_length()
+    }
+
+    /// The same with the right length in the IPv6 header.
+    fn payload_length(mut self) -> Self {
+        let length = u16::try_from(self.packet.len() - 40).unwrap();
+        self.packet[4..6].copy_from_slice(&length.to_be_bytes());
+        self
+    }
+
+    /// A fragment: its identification, offset in bytes, and whether more follow. Of a later fragment the ports are payload.
     pub fn fragment(mut self, id: u16, offset: u16, more: bool) -> Self {
-        assert!(!self.ipv6);
+        if self.ipv6 {
+            let next = std::mem::replace(&mut self.packet[6], 44);
+            let field = (offset & !7 | u16::from(more)).to_be_bytes();
+            let header = [&[next, 0], &field[..], &[0, 0], &id.to_be_bytes()].concat();
+            self.packet.splice(40..40, header);
+            return self.payload_length();
+        }
         self.packet[4..6].copy_from_slice(&id.to_be_bytes());
         let field = (offset / 8) | if more { 0x2000 } else { 0 };
         self.packet[6..8].copy_from_slice(&field.to_be_bytes());

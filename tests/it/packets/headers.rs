@@ -2,6 +2,7 @@
 
 use super::build::*;
 use super::kernel::*;
+use skep_ebpf::Counter;
 
 const CLIENT: &str = "203.0.113.9:40000";
 const CLIENT6: &str = "[2001:db8:1::9]:40000";
@@ -41,15 +42,15 @@ fn the_sum_of_a_whole_packet_stays_right() {
                     assert_eq!(run.bytes[14..], expected.packet);
                 }
             }
-            // The port is closed, says the task; a router before the client, and a client, that a packet is too large.
+            // Their port is closed, say a router before the client, and the client; then the task, which ends the flow.
             let about = (Frame::udp(client, task), Frame::udp(port, client));
-            let unreachable = kernel.run_summed("from_container", &Frame::unreachable(host(task), &about.0), kernel.uplink);
-            assert_eq!(unreachable.expect("as above").decision, Decision::Redirect);
             let router = if client == CLIENT { "198.51.100.254" } else { "2001:db8:7::1" };
             for source in [router, host(client)] {
                 let error = kernel.run_summed("from_uplink", &Frame::unreachable(source, &about.1), kernel.uplink);
                 assert_eq!(error.expect("as above").decision, Decision::Redirect, "{source}");
             }
+            let unreachable = kernel.run_summed("from_container", &Frame::unreachable(host(task), &about.0), kernel.uplink);
+            assert_eq!(unreachable.expect("as above").decision, Decision::Redirect);
         }
         let (first, later) = (Frame::udp(CLIENT, PORT).fragment(7, 0, true), Frame::udp(CLIENT, PORT).fragment(7, 16, false));
         for fragment in [first, later] {
@@ -94,6 +95,42 @@ fn packets_with_ipv4_options_are_left_to_the_host() {
             let run = kernel.run("from_uplink", &frame, kernel.uplink);
             assert_eq!((run.decision, &run.bytes[14..]), (Decision::Pass, &frame.packet[..]));
         }
+    });
+}
+
+/// And so is one with an IPv6 extension header. Both are counted, as nothing else shows why a client's address is lost.
+#[test]
+fn packets_with_headers_that_the_programs_do_not_read_are_counted() {
+    in_namespaces(|kernel| {
+        published(kernel);
+        let frames = [
+            Frame::tcp(CLIENT, PORT, SYN).router_alert(),
+            Frame::udp(CLIENT, PORT).router_alert(),
+            Frame::tcp(CLIENT6, PORT6, ACK).extension(0),
+            Frame::udp(CLIENT6, PORT6).extension(60),
+        ];
+        kernel.watch(u32::MAX, 100, true);
+        for (frame, counted) in frames.iter().zip(1..) {
+            let run = kernel.run("from_uplink", frame, kernel.uplink);
+            assert_eq!((run.decision, &run.bytes[14..]), (Decision::Pass, &frame.packet[..]));
+            assert_eq!(kernel.counted(Counter::PassHeaders), counted, "{frame:?}");
+        }
+        let events = kernel.events();
+        let seen: Vec<_> =
+            events.iter().map(|event| (event.reason, event.owner, event.protocol, event.destination_port)).collect();
+        let expected = [TCP, UDP, TCP, UDP].map(|protocol| (Counter::PassHeaders as u16, PORT_OWNER, protocol, 8080_u16.to_be()));
+        assert_eq!(seen, expected);
+        // What concerns no published port of this host is not.
+        for frame in [
+            Frame::tcp(CLIENT, "192.0.2.1:22", SYN).router_alert(),
+            Frame::tcp(CLIENT, "203.0.113.77:8080", SYN).router_alert(),
+            Frame::tcp(CLIENT6, "[2001:db8::1]:22", SYN).extension(0),
+            Frame::udp(CLIENT, PORT).fragment(7, 16, false).router_alert(),
+        ] {
+            assert_eq!(kernel.run("from_uplink", &frame, kernel.uplink).decision, Decision::Pass);
+        }
+        assert_eq!(kernel.counted(Counter::PassHeaders), 4);
+        assert_eq!(kernel.refusals().into_iter().map(|(_, count)| count).collect::<Vec<_>>(), [4]);
     });
 }
 

@@ -28,6 +28,8 @@ struct Programs<'a> {
     /// The port as last published, and the tasks whose containers have ended.
     port: PortCase,
     ended: BTreeSet<u8>,
+    /// Tasks whose processes do not listen, as the probe has seen.
+    deaf: BTreeSet<u8>,
 }
 
 fn task(number: u8) -> Ipv4Addr {
@@ -53,7 +55,8 @@ impl Programs<'_> {
             ..published_port(8080, 80, &addresses)
         };
         for backend in &mut published.backends {
-            backend.listens = Listens { v4: true, v6: true };
+            let listens = !self.deaf.contains(&(backend.address.octets()[3] - 10));
+            backend.listens = Listens { v4: listens, v6: listens };
         }
         let member = |number: u8| TaskEndpoint {
             backend: port.tasks.contains(&number),
@@ -111,6 +114,7 @@ impl PortDatapath for Programs<'_> {
             members: &members,
             unavailable: &unavailable,
             held: None,
+            lost: None,
             left: None,
             udp_idle: Duration::from_secs(UDP_IDLE.into()),
         };
@@ -123,7 +127,7 @@ impl PortDatapath for Programs<'_> {
         }
     }
 
-    fn has_clients_outside(&self) -> bool {
+    fn decides_who_is_a_client(&self) -> bool {
         true
     }
 
@@ -138,6 +142,19 @@ impl PortDatapath for Programs<'_> {
             return None;
         }
         let container = Ipv4Addr::from(<[u8; 4]>::try_from(&there.bytes[30..34]).unwrap());
+        if self.deaf.contains(&(container.octets()[3] - 10)) {
+            let refusal = Frame::unreachable(&container.to_string(), &self.frame(&from, &format!("{container}:80")));
+            let back = self.kernel.run("from_container", &refusal, uplink);
+            // But for the sum of the quoted datagram, which nothing checks and the programs leave, and that of the message, which covers it.
+            let but_sums = |packet: &[u8]| [&packet[..22], &packet[24..54], &packet[56..]].concat();
+            let expected = Frame::unreachable("192.0.2.1", &question);
+            assert_eq!(
+                (back.decision, but_sums(&back.bytes[14..])),
+                (Decision::Redirect, but_sums(&expected.packet)),
+                "the client learns it"
+            );
+            return None;
+        }
         let answer = self.frame(&format!("{container}:80"), &from);
         let back = self.kernel.run("from_container", &answer, uplink);
         assert_eq!(back.decision, Decision::Redirect);
@@ -172,6 +189,11 @@ impl PortDatapath for Programs<'_> {
         self.ended.insert(task);
         self.publish(self.port).await;
     }
+
+    async fn make_deaf(&mut self, task: u8) {
+        self.deaf.insert(task);
+        self.publish(self.port).await;
+    }
 }
 
 #[test]
@@ -190,6 +212,7 @@ fn the_programs_do_what_both_datapaths_do() {
                     client: Client::A,
                     port: PortCase { tasks: &[], allow: &[], affinity: false },
                     ended: BTreeSet::new(),
+                    deaf: BTreeSet::new(),
                 };
                 let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
                 runtime.block_on(run(name, steps, protocol, &mut programs));

@@ -4,7 +4,7 @@
 use super::build::*;
 use super::kernel::*;
 use skep_ebpf::packet::{REPLY, REQUEST};
-use skep_ebpf::{Config, Counter, Prefix};
+use skep_ebpf::{Backend, Config, Counter, INGRESS, Prefix};
 use std::fs::File;
 use std::io::{Read as _, Write as _};
 use std::os::fd::AsRawFd as _;
@@ -144,5 +144,39 @@ fn a_datagram_for_a_container_that_is_gone_is_answered_with_port_unreachable() {
         assert_eq!(packet[24..40], sent.packet[8..24]);
         assert_eq!(packet[48..], sent.packet[..48]);
         assert_eq!(checksum(&with_pseudo(&packet[8..40], 58, &packet[40..])), 0);
+    });
+}
+
+/// A refusal of a container on another node ends the client's flow here: its next datagram asks the table again.
+#[test]
+fn a_datagram_that_a_container_of_another_node_refuses_ends_the_client_s_flow() {
+    const PORT: &str = "192.0.2.1:8080";
+    const TASK: &str = "10.0.0.11:80";
+    in_namespaces(|kernel| {
+        let mut device = tunnel(kernel);
+        let remote = Backend { ifindex: 0, serving: 1, prefix: ENTRY, owner: 7, flags: INGRESS };
+        kernel.set("BACKENDS", v4("10.0.0.11"), remote);
+        kernel.publish(UDP, 8080, &["10.0.0.11"], 0);
+        let datagram = Frame::udp(CLIENT, PORT);
+        assert_eq!(kernel.run("from_uplink", &datagram, kernel.uplink).decision, Decision::Redirect);
+        for (number, (kind, ends)) in (1..).zip([([3, 4], false), ([11, 0], false), ([3, 3], true)]) {
+            let mut error = Frame::unreachable("10.0.0.11", &Frame::udp(CLIENT, TASK)).packet;
+            error[20..22].copy_from_slice(&kind);
+            error[22..24].fill(0);
+            let sum = checksum(&error[20..]);
+            error[22..24].copy_from_slice(&sum.to_be_bytes());
+            let mut bytes = vec![0x60, 0, 0, 0];
+            bytes.extend(u16::try_from(error.len()).unwrap().to_be_bytes());
+            bytes.extend([4, 64]);
+            bytes.extend(outer(ENTRY, REPLY, 0));
+            bytes.extend(outer(kernel.prefix, REPLY, 0));
+            bytes.extend(error);
+            // The program runs within the write.
+            device.write_all(&bytes).unwrap();
+            assert_eq!(kernel.counted(Counter::IcmpError), number, "the client learns it");
+            // The entry stays: of several uplinks it knows the one that leads to the client.
+            let (_, flow) = kernel.flow(CLIENT, PORT, UDP).expect("an entry");
+            assert_eq!(flow.owner == u32::MAX, ends, "{kind:?}");
+        }
     });
 }

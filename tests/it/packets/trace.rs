@@ -301,12 +301,15 @@ fn a_packet_that_is_dropped_has_its_hook_and_reason() {
             (&looping, Hook::FromUplink, Counter::DropLoop),
             (&forged, Hook::FromContainer, Counter::DropForged),
             (&unknown, Hook::FromMesh, Counter::DropFlow),
-            (&empty, Hook::FromContainer, Counter::VipEmpty),
         ] {
             assert_eq!(path(trace), [(hook, VerdictKind::Drop)]);
             assert!(last(trace).counters.contains(&reason), "{:?}", last(trace));
             assert_eq!(last(trace).next, TraceNext::Dropped);
         }
+        // Answered: back to the container that asks.
+        assert_eq!(path(&empty), [(Hook::FromContainer, VerdictKind::Redirect)]);
+        assert!(last(&empty).counters.contains(&Counter::VipEmpty), "{:?}", last(&empty));
+        assert_eq!(last(&empty).next, TraceNext::Container(CLIENT_TASK));
         assert_eq!(empty.vip.expect("the table is read").backends.len(), 0);
         assert_eq!(node.state().await, before);
     });

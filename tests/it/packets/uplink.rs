@@ -310,6 +310,55 @@ fn forwarded_packets_of_machines_outside_pass_and_those_of_containers_are_verifi
     });
 }
 
+/// The node is a router: of a VPN whose device has no link header and of the engine's plain containers. What they exchange with
+/// machines outside from the number of a published port is neither taken nor recorded, masqueraded or not.
+#[test]
+fn what_the_node_forwards_for_devices_that_are_not_served_is_left_alone() {
+    in_namespaces(|kernel| {
+        for line in [
+            "sysctl -qw net.ipv4.ip_forward=1",
+            "sysctl -qw net.ipv6.conf.all.forwarding=1",
+            "ip tuntap add vpn0 mode tun",
+            "ip address add 10.8.0.1/24 dev vpn0",
+            "ip -6 address add 2001:db8:8::1/64 dev vpn0 nodad",
+            "ip link set vpn0 up",
+            "ip link add docker0 type bridge",
+            "ip address add 172.17.0.1/16 dev docker0",
+            "ip link set docker0 up",
+        ] {
+            run(line);
+        }
+        published(kernel);
+        kernel.set("UPLINKS", kernel.uplink, 0_u32);
+        let behind = [
+            ("vpn0", "10.8.0.5:8080", "203.0.113.9:8080"),
+            ("vpn0", "[2001:db8:8::5]:8080", CLIENT6),
+            ("docker0", "172.17.0.2:8080", "203.0.113.9:9000"),
+        ];
+        for (device, inside, outside) in behind {
+            let at = Context { arrived_by: ifindex(device), ..Context::at(kernel.uplink) };
+            for protocol in [TCP, UDP] {
+                let make = |from, to| if protocol == TCP { Frame::tcp(from, to, SYN) } else { Frame::udp(from, to) };
+                let (there, back) = (make(inside, outside), make(outside, inside));
+                let run = kernel.run_with("out_uplink", &there, at);
+                assert_eq!((run.decision, &run.bytes[14..]), (Decision::Pass, &there.packet[..]), "{inside}");
+                let run = kernel.run("from_uplink", &back, kernel.uplink);
+                assert_eq!((run.decision, &run.bytes[14..]), (Decision::Pass, &back.packet[..]), "{inside}");
+                assert_eq!(kernel.flow(outside, inside, protocol), None, "{inside}");
+            }
+        }
+        // Masqueraded, they have the host's address: what comes back is the host's, until the next connection of the client.
+        let at = Context { arrived_by: ifindex("docker0"), ..Context::at(kernel.uplink) };
+        for frame in [Frame::tcp(PORT, CLIENT, SYN), Frame::udp(PORT, CLIENT)] {
+            assert_eq!(kernel.run_with("out_uplink", &frame, at).decision, Decision::Pass);
+        }
+        assert_eq!(task(kernel, &Frame::tcp(CLIENT, PORT, SYN | ACK)), None);
+        assert_eq!(task(kernel, &Frame::udp(CLIENT, PORT)), None);
+        assert_eq!(task(kernel, &Frame::tcp(CLIENT, PORT, SYN)), Some(ONE));
+        assert_eq!(task(kernel, &Frame::udp("203.0.113.10:40000", PORT)), Some(ONE), "others are served");
+    });
+}
+
 #[test]
 fn what_is_left_to_the_host_is_counted_by_reason() {
     in_namespaces(|kernel| {

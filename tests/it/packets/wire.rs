@@ -3,7 +3,14 @@
 
 use super::build::*;
 use super::kernel::*;
+use skep::datapath::netns;
+use skep_ebpf::Counter;
+use std::fs::File;
+use std::os::fd::{AsFd as _, AsRawFd as _};
 use std::time::{Duration, Instant};
+
+/// `Config::containers` of these tests.
+const TASK6: &str = "[2fd:0:900::a00:b]:80";
 
 /// Puts a frame on a device.
 fn send(device: u32, frame: &[u8]) {
@@ -77,6 +84,104 @@ fn a_tagged_frame_is_left_to_the_device_of_its_vlan() {
                 assert!(kernel.flow(&client(n), to, TCP).is_none(), "{tags:x?} was taken from its VLAN");
             }
         }
+    });
+}
+
+/// A namespace of the test's own with the other end of the pair that `Config::host_end` names, as the mesh namespace has it.
+fn mesh_side(kernel: &mut Kernel) -> (File, u32) {
+    for line in [
+        "mount -t tmpfs tmpfs /run",
+        "ip netns add far",
+        "ip link add hostend type veth peer name meshend netns far",
+        "ip link set hostend up",
+        "ip -n far link set meshend up",
+    ] {
+        run(line);
+    }
+    let host_end = ifindex("hostend");
+    kernel.change_config(|config| config.host_end = host_end);
+    let far = File::open("/run/netns/far").unwrap();
+    // SAFETY: the name ends with a zero.
+    let index = netns::run(far.as_fd(), || unsafe { libc::if_nametoindex(c"meshend".as_ptr()) }).unwrap();
+    (far, index)
+}
+
+/// Receives a frame; whether it has a VLAN tag.
+fn receive_tag(socket: &socket2::Socket) -> (Vec<u8>, bool) {
+    let (mut frame, mut control) = ([0_u8; 2048], [0_u64; 32]);
+    let mut part = libc::iovec { iov_base: frame.as_mut_ptr().cast(), iov_len: frame.len() };
+    // SAFETY: all zeros is an empty message; what it points to outlives the call, with the right lengths.
+    unsafe {
+        let mut message: libc::msghdr = std::mem::zeroed();
+        (message.msg_iov, message.msg_iovlen) = (&raw mut part, 1);
+        (message.msg_control, message.msg_controllen) = (control.as_mut_ptr().cast(), size_of_val(&control));
+        let length = libc::recvmsg(socket.as_raw_fd(), &raw mut message, 0);
+        assert!(length > 0, "{}", std::io::Error::last_os_error());
+        let header = libc::CMSG_FIRSTHDR(&raw const message);
+        assert!(!header.is_null() && (*header).cmsg_type == libc::PACKET_AUXDATA);
+        let status = libc::CMSG_DATA(header).cast::<libc::tpacket_auxdata>().read_unaligned().tp_status;
+        (frame[..usize::try_from(length).unwrap()].to_vec(), status & libc::TP_STATUS_VLAN_VALID != 0)
+    }
+}
+
+/// Crossings: a tag with a priority and no VLAN. The kernel takes it away for the host; redirected with it, a packet for a task of
+/// another node would be lost.
+#[test]
+fn a_frame_with_a_priority_alone_is_served_and_loses_its_tag() {
+    const VLAN: u16 = 0x8100;
+    in_namespaces(|kernel| {
+        let (far, index) = mesh_side(kernel);
+        let received = netns::run(far.as_fd(), || receive(index)).unwrap();
+        received.set_nonblocking(false).unwrap();
+        let on: libc::c_int = 1;
+        // SAFETY: the option is an int.
+        let done =
+            unsafe { libc::setsockopt(received.as_raw_fd(), libc::SOL_PACKET, libc::PACKET_AUXDATA, (&raw const on).cast(), 4) };
+        assert_eq!(done, 0);
+        kernel.backend("10.0.0.11", 7);
+        kernel.publish(UDP, 8080, &["10.0.0.11"], 0);
+        kernel.attach("from_uplink", "uplink");
+        let wire = ifindex("wire");
+        let tasks = [("192.0.2.9", "192.0.2.1:8080", "10.0.0.11:80"), ("[2001:db8::9]", "[2001:db8::1]:8080", TASK6)];
+        for (client, port, task) in tasks {
+            for (number, tags) in (1000..).zip([&[][..], &[(VLAN, 0)], &[(VLAN, 5 << 13)], &[(VLAN, 7 << 13 | 1 << 12)]]) {
+                let client = format!("{client}:{number}");
+                send(wire, &tagged(&Frame::udp(&client, port), tags));
+                let expected = Frame::udp(&client, task).packet;
+                // Beside what the kernel says to its neighbours.
+                let has_tag = loop {
+                    let (frame, has_tag) = receive_tag(&received);
+                    if frame[14..] == expected {
+                        break has_tag;
+                    }
+                };
+                assert!(!has_tag, "{tags:x?}");
+            }
+        }
+        assert_eq!(kernel.counted(Counter::PortIn), 8);
+    });
+}
+
+/// Review finding 7: where the VLAN's device has the address it is the uplink.
+#[test]
+fn a_client_on_a_vlan_is_served_at_the_vlan_s_device() {
+    in_namespaces(|kernel| {
+        let add = ["link", "add", "link", "uplink", "name", "uplink.100", "type", "vlan", "id", "100"];
+        if !std::process::Command::new("ip").args(add).status().expect("ip").success() {
+            eprintln!("this kernel has no VLAN devices");
+            return;
+        }
+        run("ip address add 198.18.0.1/24 dev uplink.100");
+        run("ip link set uplink.100 up");
+        kernel.backend("10.0.0.11", 7);
+        kernel.publish(TCP, 8080, &["10.0.0.11"], 0);
+        kernel.set("LOCALS", address("198.18.0.1"), 0_u32);
+        for device in ["uplink", "uplink.100"] {
+            kernel.attach("from_uplink", device);
+        }
+        let (client, to) = ("198.18.0.9:4000", "198.18.0.1:8080");
+        send(ifindex("wire"), &tagged(&Frame::tcp(client, to, SYN), &[(0x8100, 100)]));
+        assert_eq!(taken(kernel, client, to), ifindex("uplink.100"));
     });
 }
 

@@ -45,7 +45,7 @@ pub fn good_server(networks: &Value) -> Value {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn no_request_is_lost_while_tasks_change_on_the_userspace_datapath() {
-    let swarm = swarm("po", 3, &format!("log = \"info,skep::ingress=debug\"\n{LONG_HOLD}")).await;
+    let swarm = swarm("po", 3, &format!("log = \"info,skep::ingress=debug\"\nebpf_datapath = \"off\"\n{LONG_HOLD}")).await;
     change_tasks_under_load(swarm, async |_| ()).await.stop().await;
 }
 
@@ -95,7 +95,13 @@ pub async fn change_tasks_under_load(swarm: Swarm, serves: impl AsyncFn(&[Host])
     for host in &swarm.hosts {
         let log = std::fs::read_to_string(host.dir().join("skep.log")).unwrap_or_default();
         let skipped = log.lines().filter(|l| l.contains("backend does not accept")).count();
-        eprintln!("{}: {skipped} times a backend was skipped", host.name());
+        let grown = log.lines().filter(|l| l.contains("took the flows of an earlier run over")).count();
+        let status = status(host).await;
+        eprintln!(
+            "{}: {skipped} times a backend was skipped, {grown} times flows were taken over, {}",
+            host.name(),
+            status["ebpf"]["counters"]
+        );
     }
     assert!(tallies.iter().all(|t| t.failed.is_empty() && t.answered.len() > 6), "requests to the port failed");
     assert_eq!(again, 0, "SYNs to the port were sent again: a client has waited for a second each");

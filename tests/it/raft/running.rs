@@ -102,6 +102,28 @@ async fn the_log_is_compacted_behind_a_snapshot() {
 }
 
 #[tokio::test]
+async fn few_large_entries_are_compacted_as_many_small_ones_are() {
+    const LARGE: usize = 100_000;
+    let folder = TempDir::new("snapshot-bytes");
+    // Ten entries of either bound.
+    let bytes = 10 * LARGE as u64;
+    let config = RaftConfig { snapshot_bytes: bytes, keep_bytes: bytes, ..config(&folder.0) };
+    let running = RunningManager::start(config.clone(), true).await.expect("starts");
+    for i in 0..45 {
+        running.write(&format!("{i} {}", "x".repeat(LARGE))).await.expect("written");
+    }
+    let texts = running.machine.texts();
+    running.stop().await;
+    let again = RunningManager::start(config.clone(), false).await.expect("starts");
+    assert_eq!(again.machine.texts(), texts);
+    // Snapshots are made beside further entries; without one all are replayed.
+    assert!(again.machine.applied() < 44, "{} entries were replayed", again.machine.applied());
+    again.stop().await;
+    let (_, log) = skep::raft::Disk::open(&config.dir, 1).expect("opens");
+    assert!(log.len() < 45, "{} entries are on the disk", log.len());
+}
+
+#[tokio::test]
 async fn the_state_may_say_how_often_snapshots_are_made_within_bounds() {
     for (asked, most) in [(120, 130), (1, 110)] {
         let folder = TempDir::new(&format!("snapshots-{asked}"));
@@ -221,6 +243,70 @@ async fn a_full_disk_stops_writes_and_nothing_else() {
     let texts = running.machine.texts();
     assert_eq!(texts[..written.len()], written);
     assert_eq!(texts.last().map(String::as_str), Some("after"));
+    running.stop().await;
+}
+
+/// A file system on a loop device whose file is in a small one: its writes are accepted, and fail when they are to reach the disk.
+struct LyingDisk {
+    below: SmallDisk,
+    folder: TempDir,
+}
+
+impl LyingDisk {
+    /// `None` where the kernel has no loop devices: `raft::disk::tests` has the failed sync alone.
+    fn new(name: &str) -> Option<Self> {
+        let (below, folder) = (SmallDisk::new(&format!("{name}-below")), TempDir::new(&format!("{name}-mounted")));
+        let file = below.0.0.join("disk");
+        std::fs::File::create(&file).and_then(|file| file.set_len(256 << 20)).expect("a file with holes");
+        let options = ["-q", "-F", "-m", "0", "-O", "^has_journal", "-E", "lazy_itable_init=1,nodiscard"];
+        let made = std::process::Command::new("mkfs.ext4").args(options).arg(&file).status().expect("mkfs.ext4 runs");
+        assert!(made.success(), "mkfs.ext4");
+        let mount = ["-o", "loop,errors=continue", file.to_str().expect("a plain path")];
+        let mounted = std::process::Command::new("mount").args(mount).arg(&folder.0).status().expect("mount runs");
+        assert!(
+            mounted.success() || !Path::new("/dev/loop-control").exists(),
+            "this machine has loop devices and mounts no file"
+        );
+        mounted.success().then_some(Self { below, folder })
+    }
+}
+
+impl Drop for LyingDisk {
+    fn drop(&mut self) {
+        // What it has not written needs room, or it holds the file below for as long as it tries.
+        let _ = std::process::Command::new("mount").args(["-o", "remount,size=512m"]).arg(&self.below.0.0).status();
+        let _ = std::process::Command::new("umount").arg(&self.folder.0).status();
+    }
+}
+
+#[tokio::test]
+async fn a_disk_that_has_lost_a_write_is_written_no_more_also_when_it_works_again() {
+    let Some(disk) = LyingDisk::new("lying") else {
+        return eprintln!("this kernel has no loop devices: not tested");
+    };
+    let running = RunningManager::start(config(&disk.folder.0.join("data")), true).await.expect("starts");
+    let mut written = Vec::new();
+    let error = loop {
+        let text = format!("{} {}", written.len(), "x".repeat(200_000));
+        match running.write(&text).await {
+            Ok(_) => written.push(text),
+            Err(error) => break error,
+        }
+        assert!(written.len() < 100, "20 MB do not fit in 4 MiB");
+    };
+    let is_final = |error: &RaftError| matches!(error, RaftError::Stopped(why) if why.contains("replace the disk"));
+    assert!(is_final(&error), "{error}");
+    assert_eq!(running.machine.texts(), written, "nothing is applied that is not durable");
+
+    SmallDisk::mount(&["-o", "remount,size=512m"], &disk.below.0.0);
+    // A full disk is tried again each second.
+    let mut status = running.raft.status();
+    let recovered = status.wait_for(|s| s.is_leader || s.problem.is_none());
+    tokio::time::timeout(Duration::from_secs(4), recovered).await.expect_err("it takes part again");
+    assert!(is_final(&running.write("after").await.expect_err("refused")));
+    assert!(matches!(running.raft.seal_again().await, Err(error) if is_final(&error)));
+    let problem = running.raft.status().borrow().problem.clone().expect("shown");
+    assert!(problem.contains("raft.redb") && problem.contains("restore the data directory from a backup"), "{problem}");
     running.stop().await;
 }
 

@@ -2,7 +2,9 @@
 //! restart with what was durable. Checked after every step: one leader per term, no two managers apply different entries,
 //! none applies an entry twice or skips one. Everything depends on a seed, so a failure is repeatable.
 
+use ::raft::eraftpb::{Message, MessageType};
 use bytes::Bytes;
+use protobuf::Message as _;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use skep::raft::{Core, Effect, Event, Log, MembershipChange, RaftConfig, RaftError, RaftStatus};
@@ -40,6 +42,8 @@ struct SimulatedNetwork {
     tickets: u64,
     proposed: BTreeMap<u64, Bytes>,
     answered: BTreeMap<u64, Result<u64, RaftError>>,
+    /// Tickets without an answer, with the manager that must give it. Those of a manager that has crashed get none.
+    open: BTreeMap<u64, u64>,
     /// Hash of all effects, to compare two runs.
     trace: u64,
 }
@@ -58,6 +62,7 @@ impl SimulatedNetwork {
             tickets: 0,
             proposed: BTreeMap::new(),
             answered: BTreeMap::new(),
+            open: BTreeMap::new(),
             trace: 0,
         };
         network.boot(1, Log::bootstrap(1, Vec::new()));
@@ -77,6 +82,7 @@ impl SimulatedNetwork {
     }
 
     fn boot(&mut self, id: u64, disk: Log) {
+        self.open.retain(|_, at| *at != id);
         let (core, effects) = Core::new(&config(id), disk.clone()).expect("a core starts from its own log");
         self.managers.insert(id, SimulatedManager { disk, core, applied: BTreeMap::new(), restores: 0 });
         self.carry_out(id, effects, usize::MAX);
@@ -116,7 +122,11 @@ impl SimulatedNetwork {
             let manager = self.managers.get_mut(&id).expect("manager");
             match effect {
                 Effect::Persist(batch) => manager.disk.write(&batch),
-                Effect::Send { to, message } => self.send(id, to, message),
+                Effect::Send { to, message } => {
+                    let kind = Message::parse_from_bytes(&message).expect("a message of raft").get_msg_type();
+                    assert_eq!(skep::raft::is_snapshot(&message), kind == MessageType::MsgSnapshot, "{kind:?}");
+                    self.send(id, to, message);
+                }
                 Effect::Restore { index, bytes } => {
                     manager.applied = decode(&bytes);
                     manager.restores += 1;
@@ -127,12 +137,12 @@ impl SimulatedNetwork {
                     manager.applied.insert(index, data.clone());
                     if let Some(ticket) = ticket {
                         assert_eq!(self.proposed[&ticket], data, "the answer is for what was proposed");
-                        assert!(self.answered.insert(ticket, Ok(index)).is_none());
+                        self.answer(id, ticket, Ok(index));
                     }
                     assert_eq!(*self.history.entry(index).or_insert(data.clone()), data, "{id} applies another entry {index}");
                 }
-                Effect::Changed { ticket, index } => assert!(self.answered.insert(ticket, Ok(index)).is_none()),
-                Effect::Refuse { ticket, error } => assert!(self.answered.insert(ticket, Err(error)).is_none()),
+                Effect::Changed { ticket, index } => self.answer(id, ticket, Ok(index)),
+                Effect::Refuse { ticket, error } => self.answer(id, ticket, Err(error)),
                 Effect::Snapshot { index } => {
                     let bytes = encode(&manager.applied);
                     self.handle(id, Event::Snapshot { index, bytes });
@@ -155,6 +165,11 @@ impl SimulatedNetwork {
             let first = *self.leaders.entry(status.term).or_insert(id);
             assert_eq!(first, id, "two leaders in term {}", status.term);
         }
+    }
+
+    fn answer(&mut self, id: u64, ticket: u64, answer: Result<u64, RaftError>) {
+        assert!(self.answered.insert(ticket, answer).is_none(), "ticket {ticket} is answered twice");
+        assert_eq!(self.open.remove(&ticket), Some(id), "ticket {ticket} is not one that {id} has");
     }
 
     fn send(&mut self, from: u64, to: u64, message: Vec<u8>) {
@@ -208,15 +223,21 @@ impl SimulatedNetwork {
         let ticket = self.tickets;
         let data = format!("entry of ticket {ticket}").into_bytes();
         self.proposed.insert(ticket, data.clone().into());
+        self.open.insert(ticket, id);
         self.handle(id, Event::Propose { ticket, data });
         ticket
+    }
+
+    fn ask_change(&mut self, id: u64, ticket: u64, change: MembershipChange) {
+        self.open.insert(ticket, id);
+        self.handle(id, Event::Change { ticket, change });
     }
 
     fn change(&mut self, change: MembershipChange) {
         self.settle(|n| n.leader().is_some());
         self.tickets += 1;
         let (ticket, leader) = (self.tickets, self.leader().expect("leader"));
-        self.handle(leader, Event::Change { ticket, change });
+        self.ask_change(leader, ticket, change);
         self.settle(|n| n.answered.contains_key(&ticket));
         self.answered[&ticket].clone().expect("the change is made");
     }
@@ -250,6 +271,7 @@ impl SimulatedNetwork {
                 self.tickets += 1;
                 let event = Event::Propose { ticket: self.tickets, data: b"crash".to_vec() };
                 self.proposed.insert(self.tickets, Bytes::from_static(b"crash"));
+                self.open.insert(self.tickets, id);
                 let effects =
                     self.managers.get_mut(&id).expect("manager").core.handle([event, Event::Tick]).expect("no core fails");
                 let crash = effects.len() > until;
@@ -379,7 +401,7 @@ fn a_removed_manager_does_not_disturb_and_the_last_voter_stays() {
     assert_eq!((network.leader(), network.status(leader).term), (Some(leader), term));
     let other = voters.into_iter().find(|id| *id != leader).expect("follower");
     network.change(MembershipChange::Remove(other));
-    network.handle(leader, Event::Change { ticket: 9_000, change: MembershipChange::Remove(leader) });
+    network.ask_change(leader, 9_000, MembershipChange::Remove(leader));
     assert!(matches!(network.answered[&9_000], Err(RaftError::BadChange(_))));
 }
 
@@ -417,7 +439,7 @@ fn a_leader_that_its_own_log_removes_gives_up() {
     let [removed, other] = [1, 2].map(|n| (leader - 1 + n) % 3 + 1);
     // The entry that removes it reaches that manager alone, and it is elected with it.
     network.disconnected.insert(other);
-    network.handle(leader, Event::Change { ticket: 9_001, change: MembershipChange::Remove(removed) });
+    network.ask_change(leader, 9_001, MembershipChange::Remove(removed));
     while let Some(index) = network.in_flight.iter().position(|(_, to, _)| *to == removed) {
         network.deliver(index);
     }
@@ -460,7 +482,7 @@ fn a_manager_that_crashed_right_after_a_second_one_was_added_does_not_lead_alone
     network.disconnected.insert(2);
     network.disconnected.insert(1);
     // The only voter so far commits the change.
-    network.handle(1, Event::Change { ticket: 1, change: MembershipChange::AddVoter(2) });
+    network.ask_change(1, 1, MembershipChange::AddVoter(2));
     assert!(network.answered[&1].is_ok());
     let disk = network.managers[&1].disk.clone();
     network.boot(1, disk);
@@ -538,6 +560,8 @@ fn random_failures_violate_no_guarantee() {
         let ticket = network.propose(leader);
         network.settle(|n| n.answered.contains_key(&ticket));
         assert!(network.answered[&ticket].is_ok());
+        // Who proposes waits until then: without an answer for the whole timeout.
+        network.settle(|n| n.open.is_empty());
         let written = network.answered.iter().filter(|(_, r)| r.is_ok());
         for (ticket, index) in written {
             let Some(data) = network.proposed.get(ticket) else { continue };

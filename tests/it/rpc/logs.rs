@@ -228,6 +228,33 @@ async fn a_manager_is_joined_with_the_nodes_docker_api_in_both_directions_until_
 }
 
 #[tokio::test]
+async fn a_stream_that_its_manager_has_abandoned_ends_although_the_docker_api_is_silent() {
+    let trust = Trust::new();
+    let manager = trust.identity(Role::Manager);
+    let path = std::env::temp_dir().join(format!("skep-relay-{}-silent.sock", std::process::id()));
+    let _ = std::fs::remove_file(&path);
+    let listener = UnixListener::bind(&path).unwrap();
+    let node = node_with(&trust, manager.node_id(), Some(EngineRelay::new(path.clone(), watch::channel(true).1)));
+    let silent = tokio::spawn(async move {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        stream.read_to_end(&mut Vec::new()).await.unwrap();
+        // The kernel refuses to write nothing once the other end is closed.
+        while stream.write(&[]).await.is_ok() {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    });
+    let mut stream = link(&manager).engine(&node.id, node.address).await.expect("joined");
+    stream.write_all(b"input").await.unwrap();
+    stream.shutdown().await.unwrap();
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    // As its kernel does a minute later by itself, when it is asked for a sign of life.
+    stream.get_ref().0.set_zero_linger().unwrap();
+    drop(stream);
+    tokio::time::timeout(Duration::from_secs(10), silent).await.expect("its relay is free again").unwrap();
+    std::fs::remove_file(path).unwrap();
+}
+
+#[tokio::test]
 async fn a_relay_is_for_managers_of_the_view_only_and_a_node_may_refuse_it() {
     let trust = Trust::new();
     let manager = trust.identity(Role::Manager);

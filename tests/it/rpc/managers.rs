@@ -1,21 +1,33 @@
 //! Connections between managers: what is sent arrives, answers find their proposals, and no other node gets in.
 
 use super::fixture::{Manager, OtherManagers, Setup, Trust, eventually};
-use skep::clock::SystemClock;
+use skep::clock::{Clock as _, SystemClock};
 use skep::datapath::sockets::HereSockets;
 use skep::model::{NodeId, Role};
 use skep::rpc::{ListenerKind, ManagerLink, ManagerLinkConfig};
-use skep::trust::Identity;
-use std::net::{IpAddr, Ipv4Addr};
+use skep::trust::{Identity, NodeName};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
+use tokio::io::AsyncReadExt as _;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 
 /// A link of a node with this identity to the manager, which it takes for `dialed`.
 fn reporting_link(identity: &Identity, to: &Manager, dialed: &NodeId, ended: Arc<dyn Fn() + Send + Sync>) -> ManagerLink {
+    renewed_link(watch::channel(Arc::new(identity.clone())).1, to, dialed, ended)
+}
+
+/// As [`reporting_link`], of a node whose identity changes.
+fn renewed_link(
+    identity: watch::Receiver<Arc<Identity>>,
+    to: &Manager,
+    dialed: &NodeId,
+    ended: Arc<dyn Fn() + Send + Sync>,
+) -> ManagerLink {
     let config = ManagerLinkConfig {
-        identity: watch::channel(Arc::new(identity.clone())).1,
+        identity,
         clock: Arc::new(SystemClock),
         sockets: Arc::new(HereSockets),
         source: IpAddr::V4(Ipv4Addr::LOCALHOST),
@@ -24,7 +36,7 @@ fn reporting_link(identity: &Identity, to: &Manager, dialed: &NodeId, ended: Arc
         steady: Duration::ZERO,
         runtime: tokio::runtime::Handle::current(),
     };
-    ManagerLink::start(Arc::new(config), to.address, dialed.clone(), ended)
+    ManagerLink::start(&Arc::new(config), to.address, dialed, ended)
 }
 
 /// A link that reports nothing.
@@ -48,12 +60,56 @@ async fn messages_and_proposals_of_a_manager_arrive_and_are_answered() {
     let link = link(&other, &manager, &dialed);
     link.greet().await;
     assert_eq!(*manager.managers.greetings.lock().unwrap(), [b"server".to_vec()], "each connection begins with it");
-    // Larger than what TLS and the sockets buffer: a snapshot is one message.
+    // Larger than what TLS and the sockets buffer.
     let snapshot = vec![7; 4 << 20];
     link.raft(snapshot.clone());
     let (a, b) = tokio::join!(link.propose(b"abc".to_vec()), link.propose(b"xyz".to_vec()));
     assert_eq!((a.unwrap(), b.unwrap()), (b"cba".to_vec(), b"zyx".to_vec()));
     eventually("the message arrives", || *manager.managers.messages.lock().unwrap() == [snapshot.clone()]).await;
+}
+
+/// Passes connections on to `to`; of each the first MiB, and the rest when `open` is true.
+async fn narrow_link(to: SocketAddr, open: watch::Receiver<bool>) -> SocketAddr {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        while let Ok((from, _)) = listener.accept().await {
+            let mut open = open.clone();
+            tokio::spawn(async move {
+                let (mut from_read, mut from_write) = from.into_split();
+                let (mut to_read, mut to_write) = TcpStream::connect(to).await.unwrap().into_split();
+                tokio::spawn(async move { tokio::io::copy(&mut to_read, &mut from_write).await });
+                let mut first = (&mut from_read).take(1 << 20);
+                let passed = tokio::io::copy(&mut first, &mut to_write).await;
+                if passed.is_ok_and(|passed| passed == 1 << 20) && open.wait_for(|open| *open).await.is_ok() {
+                    let _ = tokio::io::copy(&mut from_read, &mut to_write).await;
+                }
+            });
+        }
+    });
+    address
+}
+
+#[tokio::test]
+async fn a_snapshot_on_a_slow_link_delays_neither_heartbeats_nor_proposals() {
+    let (trust, mut manager, dialed) = started();
+    let other = trust.identity(Role::Manager);
+    manager.managers.known.lock().unwrap().push(other.node_id().clone());
+    let (open, opens) = watch::channel(false);
+    manager.address = narrow_link(manager.address, opens).await;
+    let link = link(&other, &manager, &dialed);
+    // 100,000 tasks have more.
+    let snapshot = vec![7; 32 << 20];
+    link.snapshot(snapshot.clone());
+    for number in 0..20_u8 {
+        link.raft(vec![number]);
+        let answer = tokio::time::timeout(Duration::from_secs(5), link.propose(vec![number, b'a'])).await;
+        assert_eq!(answer.expect("in time").unwrap(), [b'a', number]);
+    }
+    let beats: Vec<Vec<u8>> = (0..20).map(|number| vec![number]).collect();
+    eventually("the heartbeats arrive", || *manager.managers.messages.lock().unwrap() == beats).await;
+    open.send_replace(true);
+    eventually("the snapshot arrives", || manager.managers.messages.lock().unwrap().last() == Some(&snapshot)).await;
 }
 
 #[tokio::test]
@@ -106,6 +162,40 @@ async fn a_manager_whose_process_ends_is_reported_and_one_that_closes_a_connecti
     manager.shutdown.cancel();
     manager.served.take().expect("served").await.expect("ends");
     eventually("the end is reported", || ended.load(Ordering::SeqCst) == 1).await;
+}
+
+#[tokio::test]
+async fn a_connection_ends_with_the_certificate_of_either_manager_and_the_next_is_made_with_a_renewed_one() {
+    for is_short_at_server in [false, true] {
+        let trust = Trust::new();
+        let mut setup = Setup::new(&trust, ListenerKind::Mesh);
+        let dialed = setup.identity.name().clone();
+        let other = trust.identity(Role::Manager);
+        let issue = |name: &NodeName, life| trust.issue(name, SystemClock.now(), Duration::from_secs(life));
+        let mut first = other.clone();
+        if is_short_at_server {
+            setup.identity = issue(&dialed, 3);
+        } else {
+            first = issue(other.name(), 3);
+        }
+        let end = if is_short_at_server { setup.identity.validity() } else { first.validity() }.end();
+        let manager = setup.start();
+        manager.managers.known.lock().unwrap().push(other.node_id().clone());
+        let (identity, identities) = watch::channel(Arc::new(first));
+        let link = renewed_link(identities, &manager, &dialed.node_id, Arc::new(|| ()));
+        link.propose(b"abc".to_vec()).await.expect("it is valid");
+        skep::clock::reached(&SystemClock, end).await;
+        // The connection is open, and no other can be made.
+        let eventually_refused = async { while link.propose(b"abc".to_vec()).await.is_ok() {} };
+        tokio::time::timeout(Duration::from_secs(5), eventually_refused).await.expect("the certificate is over");
+        link.propose(b"abc".to_vec()).await.expect_err("with the same certificate");
+        if is_short_at_server {
+            manager.identity.send_replace(Arc::new(issue(&dialed, 0)));
+        } else {
+            identity.send_replace(Arc::new(issue(other.name(), 0)));
+        }
+        eventually_answers(&link).await;
+    }
 }
 
 async fn eventually_answers(link: &ManagerLink) {

@@ -31,6 +31,7 @@ async fn debug_and_dumps_show_no_secret() {
     let token: Secret<String> = worker.into();
     let mut task = values::task_with_resolvers("t1", "web", "n1", &[]);
     task.pull_auth = Some(PullAuth::new("eyJ1c2VybmFtZSI6ImNpIn0-planted".to_owned()));
+    Arc::make_mut(&mut task.spec).container_spec.env = vec!["DB_PASSWORD=variable-of-a-task".to_owned()];
     let cluster = Cluster {
         id: trust.cluster.clone(),
         meta: Meta::default(),
@@ -93,6 +94,8 @@ async fn debug_and_dumps_show_no_secret() {
     ];
     let mut shown: Vec<String> = all.iter().map(|one| format!("{one:?} {one:#?}")).collect();
     assert!(stored.contains(&needle(trust.ca.key())) && stored.contains(worker), "they are stored");
+    let dumped = hiding(|| serde_json::to_string(&task).unwrap());
+    assert!(dumped.contains("DB_PASSWORD=[secret]") && !dumped.contains("variable-of-a-task"), "{dumped}");
     shown.push(hiding(|| serde_json::to_string(&(&cluster, &request, &task)).unwrap()));
     let secrets = [
         needle(worker),

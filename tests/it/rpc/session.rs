@@ -123,6 +123,24 @@ async fn messages_are_exchanged_in_both_directions() {
     eventually("received", || manager.dispatcher.journal.has("Status([])")).await;
 }
 
+/// The session's first hello was made before: the leader would not hear of the change until the next one.
+#[tokio::test]
+async fn a_description_that_changes_while_the_session_is_being_opened_reaches_the_leader() {
+    let trust = Trust::new();
+    let manager = manager(&trust);
+    let slow = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let mut node = node(trust.identity(Role::Worker), vec![slow.local_addr().unwrap()]);
+    let (mut near, _) = slow.accept().await.unwrap();
+    let description = NodeDescription { hostname: "renamed".to_owned(), ..NodeDescription::default() };
+    let (endpoints, have) = (vec![], Revision::default());
+    node.send(ToManager::Hello { format: FORMATS.oldest, formats: Some(FORMATS), description, endpoints, have }).await;
+    eventually("taken", || node.outgoing.capacity() == node.outgoing.max_capacity()).await;
+    let mut far = tokio::net::TcpStream::connect(manager.address).await.unwrap();
+    tokio::spawn(async move { tokio::io::copy_bidirectional(&mut near, &mut far).await });
+    node.welcome().await;
+    eventually("the change", || manager.dispatcher.journal.all().iter().any(|line| line.contains("renamed"))).await;
+}
+
 #[tokio::test]
 async fn a_leave_before_a_shutdown_is_delivered() {
     let trust = Trust::new();

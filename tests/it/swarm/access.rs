@@ -2,7 +2,7 @@
 
 use super::kit::*;
 use crate::api::tls::certificates;
-use serde_json::Value;
+use serde_json::{Value, json};
 use skep::clock::{Clock as _, SystemClock};
 use skep::http::UnixClient;
 use skep::lab::{Host, WHOAMI_IMAGE, output};
@@ -186,10 +186,33 @@ async fn lists(m: &Host, hosts: &[Host]) {
     done(m, "run -d --name uses-data -v n3/data:/data IMAGE").await;
     assert_eq!(names(m, " --filter name=uses-data").await, ["n3/uses-data"]);
     assert_eq!(done(m, "volume inspect --format {{.Name}} n3/data").await, "data");
+    // One without a node is on all of them: compose looks for it by its name, makes it if it is not there, and removes it.
+    for _ in 0..2 {
+        done(m, "volume create everywhere").await;
+        assert_eq!(done(m, "volume inspect --format {{.Name}} everywhere").await, "everywhere");
+    }
+    assert_eq!(done(m, "volume ls -q").await.lines().filter(|name| name.ends_with("/everywhere")).count(), 3);
+    done(m, "volume rm everywhere").await;
+    assert!(!done(m, "volume ls -q").await.contains("everywhere"));
+    let drawn = done(m, "volume create").await;
+    assert_eq!(done(m, "volume ls -q").await.lines().filter(|name| name.ends_with(&format!("/{drawn}"))).count(), 3);
+    done(m, &format!("volume rm {drawn}")).await;
+    for command in ["volume inspect everywhere", "volume rm everywhere"] {
+        let said = refused(m, command).await.to_ascii_lowercase();
+        assert!(said.contains("no such volume"), "{command}: {said}");
+    }
     let networks = done(m, "network ls --format {{.Name}}").await;
     for expected in ["n1/bridge", "n2/bridge", "n3/bridge", "ingress"] {
         assert_eq!(networks.lines().filter(|name| name == &expected).count(), 1, "{expected}: {networks}");
     }
+    // A network without a driver is one of the swarm: compose makes such a one for a project.
+    let posted = json!({ "Name": "project_default", "Driver": "", "Attachable": false, "Labels": { "com.docker.compose.project": "project" } });
+    let http = UnixClient::new(m.run_dir().join("cluster.sock"));
+    let made = http.request("POST", "/v1.41/networks/create", Some(&posted)).await.expect("sent");
+    assert_eq!(made.status.as_u16(), 201, "{}", String::from_utf8_lossy(&made.body));
+    let shown = done(m, "network inspect --format {{.Driver}}/{{.Attachable}}/{{.Scope}} project_default").await;
+    assert_eq!(shown, "overlay/true/swarm");
+    done(m, "network rm project_default").await;
     // A network of the swarm joins containers of two nodes.
     done(m, "network create -d overlay --attachable back").await;
     done(m, "run -d --name server --network back -e constraint:node==n2 IMAGE").await;
@@ -231,6 +254,23 @@ async fn lists(m: &Host, hosts: &[Host]) {
     assert!(done(m, "service ls").await.starts_with("ID"), "the swarm's own commands work here too");
     let said = refused(m, "system df").await;
     assert!(said.contains("not served for all engines"), "{said}");
+    prunes(m).await;
+}
+
+/// What a user spares stays, on every node, and the usual prune by age runs to its end at a node's own socket too.
+async fn prunes(m: &Host) {
+    for (name, label) in [("kept", "--label keep=1"), ("loose", "--label other=1")] {
+        done(m, &format!("create --name {name} {label} -e constraint:node==n2 IMAGE")).await;
+    }
+    for prune in ["container prune -f --filter label!=keep --filter until=1h", "container prune -f --filter label!=keep"] {
+        let before = names(m, " --filter label=other=1").await;
+        assert_eq!(before, ["n2/loose"], "{prune}");
+        done(m, prune).await;
+    }
+    assert_eq!(names(m, " --filter label=keep=1").await, ["n2/kept"]);
+    assert_eq!(names(m, " --filter label=other=1").await, [""; 0]);
+    m.docker_run("system prune -f --filter until=24h --filter label!=keep").await.expect("to its end");
+    assert!(m.docker_run("network ls").await.expect("lists").contains("back"), "it is newer");
 }
 
 #[tokio::test]

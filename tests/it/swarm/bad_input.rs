@@ -141,7 +141,6 @@ async fn garbage_on_2377_and_a_port_in_use_disturb_no_other_traffic() {
 }
 
 #[tokio::test]
-#[ignore = "17 descriptors are open after 240 requests that were not before: who keeps them is not known yet"]
 async fn bad_requests_and_clients_that_go_away_leave_nothing_open() {
     let swarm = swarm("leak", 1, "").await;
     swarm.service("web", 1, None, json!({})).await;
@@ -170,10 +169,10 @@ async fn bad_requests_leave_nothing_open(host: &Host) {
         "GET /serv".to_owned(),
         get("/events", ""),
         get("/services/web/logs?stdout=1&follow=1", ""),
-        get(&format!("/containers/{container}/attach?stream=1&stdin=1&stdout=1"), upgrade).replacen("GET", "POST", 1),
     ];
-    let send = async || {
-        for request in &requests {
+    let attach = [get(&format!("/containers/{container}/attach?stream=1&stdin=1&stdout=1"), upgrade).replacen("GET", "POST", 1)];
+    let send = async |requests: &[String]| {
+        for request in requests {
             let mut stream = UnixStream::connect(host.skep_socket()).await.expect("connects");
             // The server may have closed its end while it is written.
             let _ = stream.write_all(request.as_bytes()).await;
@@ -182,26 +181,38 @@ async fn bad_requests_leave_nothing_open(host: &Host) {
             let _ = tokio::time::timeout(Duration::from_millis(100), stream.read(&mut first)).await;
         }
     };
-    let open = async || descriptors(host, "skep").await + descriptors(host, "dockerd").await;
     // What is kept for the next requests is open before, too.
-    send().await;
-    let before = within(20, "the first ones to be closed", || async {
-        let (one, other) = (open().await, open().await);
-        anyhow::ensure!(one == other, "{one}, {other}");
-        Ok((other, resident(host).await))
-    })
-    .await;
-    for _ in 0..TIMES {
-        send().await;
+    send(&requests).await;
+    let before = resident(host).await;
+    // The engine itself keeps the connection of a client that left its attachment until the container writes something, also where it
+    // is asked without skep: there only skep's own are counted.
+    for (requests, programs) in [(&requests[..], &["skep", "dockerd"][..]), (&attach, &["skep"])] {
+        let open = async || {
+            let mut all = 0;
+            for program in programs {
+                all += descriptors(host, program).await;
+            }
+            all
+        };
+        send(requests).await;
+        let before = within(20, "the first ones to be closed", || async {
+            let (one, other) = (open().await, open().await);
+            anyhow::ensure!(one == other, "{one}, {other}");
+            Ok(other)
+        })
+        .await;
+        for _ in 0..TIMES {
+            send(requests).await;
+        }
+        within(20, "no descriptor more than before", || async {
+            let now = open().await;
+            anyhow::ensure!(now <= before, "{now} are open, {before} before");
+            Ok(())
+        })
+        .await;
     }
-    within(20, "no descriptor more than before", || async {
-        let now = open().await;
-        anyhow::ensure!(now <= before.0, "{now} are open, {} before", before.0);
-        Ok(())
-    })
-    .await;
-    let grown = resident(host).await.saturating_sub(before.1);
-    assert!(grown < 16 << 10, "{grown} KiB more than the {} of before, after {} requests", before.1, TIMES * requests.len());
+    let grown = resident(host).await.saturating_sub(before);
+    assert!(grown < 16 << 10, "{grown} KiB more than the {before} of before, after {} requests", TIMES * (requests.len() + 1));
 }
 
 /// Memory of skep's processes on a host, in KiB.
@@ -229,7 +240,7 @@ async fn an_engine_that_does_not_answer_is_named() {
 
     // With the engine back everything works again.
     let mut host = swarm.hosts.pop().expect("host");
-    host.start_engine(&skep::lab::EngineRoot::Machine).await.expect("engine");
+    host.start_engine(&super::super::lab::engine_root()).await.expect("engine");
     init(&host).await;
     swarm.hosts.push(host);
     swarm.ready(1).await;
@@ -237,7 +248,7 @@ async fn an_engine_that_does_not_answer_is_named() {
     let before = swarm.running("web", 1).await;
     let mut host = swarm.hosts.pop().expect("host");
     host.stop_engine().await.expect("engine stops");
-    host.start_engine(&skep::lab::EngineRoot::Machine).await.expect("engine");
+    host.start_engine(&super::super::lab::engine_root()).await.expect("engine");
     swarm.hosts.push(host);
     let after = within(40, "the task to run again", || async {
         let tasks = swarm.tasks("web").await;
@@ -258,10 +269,13 @@ async fn a_damaged_or_foreign_data_directory_is_named_and_left_untouched() {
     for (file, bytes, blocked, state) in [
         ("node.json", &b"\0\0\0"[..], "node", "error"),
         ("certificates/node.crt", b"garbage", "node", "error"),
+        ("endpoints.json", b"{", "node", "error"),
+        ("attachments.json", b"[]", "node", "error"),
         ("raft/raft.redb", b"garbage", "manager", "active"),
     ] {
         let path = host.data_dir().join(file);
-        let whole = std::fs::read(&path).expect(file);
+        // A node that never had a plain container on its networks has no `attachments.json`.
+        let whole = std::fs::read(&path).ok();
         std::fs::write(&path, bytes).expect("damaged");
         start(&mut host).await;
         let status = status(&host).await;
@@ -270,7 +284,10 @@ async fn a_damaged_or_foreign_data_directory_is_named_and_left_untouched() {
         assert_eq!(get(&host, "/info").await["Swarm"]["LocalNodeState"], state, "{file}");
         host.stop_daemon(false).await.expect("stops");
         assert_eq!(std::fs::read(&path).expect("still exists"), bytes, "{file}: the damaged file is left untouched");
-        std::fs::write(&path, whole).expect("restored");
+        match whole {
+            Some(whole) => std::fs::write(&path, whole).expect("restored"),
+            None => std::fs::remove_file(&path).expect("removed"),
+        }
     }
     // The identity of another cluster.
     let node = host.data_dir().join("node.json");

@@ -254,6 +254,12 @@ async fn a_stack_for_traefik_runs_without_it_and_conflicts_are_named_on_every_no
         let listed = String::from_utf8_lossy(&listed.stdout).into_owned();
         assert!(listed.contains("site.test   /api  st_api"), "{listed}");
     }
+    within(20, "the conflict is an error of the task", || async {
+        let errors = first.docker_run("service ps --no-trunc --format {{.Error}} taken").await?;
+        anyhow::ensure!(errors.contains("HTTP route: other.test/ is st_site's"), "{errors}");
+        Ok(())
+    })
+    .await;
     let kept = first.docker_run("secret rm cert").await.expect_err("its service needs it");
     assert!(format!("{kept:#}").contains("secret 'cert' is in use by the following service: st_site"), "{kept:#}");
     // A node that leaves serves no more.

@@ -1,9 +1,10 @@
 //! Swarms for tests, and a user's requests to them.
 
+use super::super::lab::engine_root;
 use serde_json::{Value, json};
 use skep::datapath::netns;
 use skep::http::{HttpReply, UnixClient};
-use skep::lab::{EngineRoot, Host, Lab, WHOAMI_IMAGE, eventually, whoami_image};
+use skep::lab::{Host, Lab, WHOAMI_IMAGE, eventually, whoami_image};
 use std::io::{Read as _, Write as _};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::os::fd::AsFd as _;
@@ -28,7 +29,7 @@ pub async fn hosts_of(name: &str, count: u8, settings: &str, program: &Path) -> 
     let mut hosts = Vec::new();
     for number in 1..=count {
         let mut host = lab.host(&format!("n{number}"), number).await.expect("host");
-        host.start_engine(&EngineRoot::Machine).await.expect("engine");
+        host.start_engine(&engine_root()).await.expect("engine");
         whoami_image(&host).await.expect("image");
         std::fs::write(host.dir().join("skep.toml"), settings).expect("settings");
         start_as(&mut host, program).await;
@@ -93,9 +94,31 @@ pub async fn status(host: &Host) -> Value {
     UnixClient::new(host.run_dir().join("admin.sock")).get("/status").await.expect("answers").json().expect("status")
 }
 
+/// The tasks of a service, as a manager shows them.
+pub async fn tasks_on(manager: &Host, service: &str) -> Vec<Value> {
+    let filter = format!("%7B%22service%22%3A%7B%22{service}%22%3Atrue%7D%7D");
+    get(manager, &format!("/tasks?filters={filter}")).await.as_array().cloned().unwrap_or_default()
+}
+
 /// The daemon's whole state; `ebpf` is the state of the eBPF datapath in the kernel.
 pub async fn dump(host: &Host) -> anyhow::Result<Value> {
     UnixClient::new(host.run_dir().join("admin.sock")).get("/dump").await?.json()
+}
+
+/// Waits until the ledger, which is written behind the view, has what the node serves: for tests that kill the daemon and look at
+/// what it does from its ledger.
+pub async fn ledger_is_written(host: &Host) {
+    within(15, "the ledger to have what the node serves", || async {
+        let served = status(host).await["view_revision"]["index"].as_u64();
+        let ledger: Value = serde_json::from_slice(&std::fs::read(host.data_dir().join("ledger.json"))?)?;
+        anyhow::ensure!(
+            served.is_some() && ledger["view"]["revision"]["index"].as_u64() >= served,
+            "{}",
+            ledger["view"]["revision"]
+        );
+        Ok(())
+    })
+    .await;
 }
 
 /// Waits until a port has so many backends on every host: tasks that listen.
@@ -189,8 +212,7 @@ impl Swarm {
     }
 
     pub async fn tasks(&self, service: &str) -> Vec<Value> {
-        let filter = format!("%7B%22service%22%3A%7B%22{service}%22%3Atrue%7D%7D");
-        get(&self.hosts[0], &format!("/tasks?filters={filter}")).await.as_array().cloned().unwrap_or_default()
+        tasks_on(&self.hosts[0], service).await
     }
 
     pub async fn node_id(&self, host: &Host) -> String {

@@ -3,11 +3,22 @@
 use super::kit::*;
 use skep::http::UnixClient;
 use skep::lab::Host;
+use std::path::Path;
 use std::time::Duration;
 
 /// A swarm of three managers.
 pub async fn managers(name: &str) -> Swarm {
-    let swarm = hosts(name, 3, "").await;
+    managers_with(name, "").await
+}
+
+/// As [`managers`], with these settings of the daemons.
+pub async fn managers_with(name: &str, settings: &str) -> Swarm {
+    managers_of(name, settings, Path::new(SKEP)).await
+}
+
+/// The same of another build.
+pub async fn managers_of(name: &str, settings: &str, program: &Path) -> Swarm {
+    let swarm = hosts_of(name, 3, settings, program).await;
     init(&swarm.hosts[0]).await;
     let token = manager_token(&swarm.hosts[0]).await;
     for host in &swarm.hosts[1..] {
@@ -234,6 +245,55 @@ async fn a_managers_machine_gets_another_address() {
     swarm.stop().await;
 }
 
+/// A worker that was off finds managers of which none is where it knew one.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_that_was_off_while_every_manager_got_another_address_finds_them() {
+    let mut swarm = hosts("adoff", 3, "").await;
+    let before = swarm.hosts[0].address();
+    swarm.hosts[0].docker_run(&format!("swarm init --advertise-addr {before}")).await.expect("made");
+    let (as_manager, as_worker) = (manager_token(&swarm.hosts[0]).await, worker_token(&swarm.hosts[0]).await);
+    ok(&join(&swarm.hosts[1], before, &as_manager).await);
+    ok(&join(&swarm.hosts[2], before, &as_worker).await);
+    swarm.ready(3).await;
+    reachable(&swarm.hosts[1], 2).await;
+    within(10, "the managers in node.json", || async {
+        let text = std::fs::read_to_string(swarm.hosts[2].data_dir().join("node.json"))?;
+        anyhow::ensure!(text.matches("\"manager\":true").count() == 2, "{text}");
+        Ok(())
+    })
+    .await;
+    // Off as a machine is: its tunnel too, which would learn where the managers are.
+    swarm.hosts[2].stop_daemon(true).await.expect("killed");
+    let tunnel = swarm.hosts[2].run_dir().join("tunnel.pid");
+    if let Ok(pid) = std::fs::read_to_string(&tunnel) {
+        swarm.hosts[2].run(&format!("kill -9 {}", pid.trim())).await.expect("killed");
+    }
+    // One after the other, so that the managers have a quorum again each time.
+    for (host, address) in [(0, "192.0.2.77"), (1, "192.0.2.78")] {
+        move_to(&swarm.hosts[host], address).await;
+        swarm.hosts[host].stop_daemon(true).await.expect("killed");
+        start(&mut swarm.hosts[host]).await;
+        within(40, "both managers", || async {
+            let nodes = swarm.hosts[host].docker_run("node ls --format {{.Hostname}}|{{.ManagerStatus}}").await?;
+            anyhow::ensure!(nodes.contains("|Leader") && nodes.contains("|Reachable"), "{nodes}");
+            let shown =
+                swarm.hosts[0].docker_run(&format!("node inspect n{} --format {{{{.ManagerStatus.Addr}}}}", host + 1)).await?;
+            anyhow::ensure!(shown.trim() == format!("{address}:2377"), "{shown}");
+            Ok(())
+        })
+        .await;
+    }
+    start(&mut swarm.hosts[2]).await;
+    within(60, "the worker has a session, and the managers' addresses", || async {
+        let known = get(&swarm.hosts[2], "/info").await["Swarm"]["RemoteManagers"].to_string();
+        anyhow::ensure!(known.contains("192.0.2.77:2377") && known.contains("192.0.2.78:2377"), "{known}");
+        Ok(())
+    })
+    .await;
+    swarm.ready(3).await;
+    swarm.stop().await;
+}
+
 /// Runs a verb of skep on a host.
 async fn skep(host: &Host, arguments: &str) -> anyhow::Result<String> {
     host.run(&format!("{SKEP} {arguments}")).await
@@ -255,9 +315,10 @@ async fn a_backup_brings_the_cluster_back_as_it_was_on_a_manager_without_any_dat
     let plan = skep(first, &format!("recover --plan --run-dir {run}")).await.expect("a plan");
     assert!(plan.contains("The newest copy is that of n1"), "{plan}");
     first.docker_run("network create -d overlay later").await.expect("made after the backup");
-    // The manager's machine is lost, another one with its address takes its place.
-    let address = first.address();
+    // The manager's machine is lost, another one with an address of its own takes its place.
+    let address = "192.0.2.79";
     swarm.hosts[0].stop_daemon(true).await.expect("killed");
+    move_to(&swarm.hosts[0], address).await;
     let first = &swarm.hosts[0];
     let (data, gone) = (first.data_dir(), first.dir().join("gone"));
     let restore = format!("restore {file} {words} --data-dir {} --advertise-addr {address}", data.display());
@@ -279,5 +340,11 @@ async fn a_backup_brings_the_cluster_back_as_it_was_on_a_manager_without_any_dat
     assert!(!networks.lines().any(|name| name == "later"), "as it was when the backup was made: {networks}");
     let after: Vec<_> = swarm.running("web", 2).await.iter().map(|task| task["ID"].clone()).collect();
     assert!(tasks.iter().all(|id| after.contains(id)), "the tasks on the other node run on: {tasks:?} {after:?}");
+    within(15, "the other node knows the manager's new address", || async {
+        let known = get(&swarm.hosts[1], "/info").await["Swarm"]["RemoteManagers"].clone();
+        anyhow::ensure!(known[0]["Addr"] == format!("{address}:2377"), "{known}");
+        Ok(())
+    })
+    .await;
     swarm.stop().await;
 }

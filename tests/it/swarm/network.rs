@@ -15,7 +15,8 @@ async fn container_of(host: &Host, service: &str) -> String {
     text.lines().next().expect("a container on this host").to_owned()
 }
 
-fn addresses(text: &str) -> BTreeSet<String> {
+/// The addresses in the answer of `nslookup`.
+pub fn addresses(text: &str) -> BTreeSet<String> {
     let answer = text.split("Name:").skip(1).flat_map(str::lines);
     answer.filter_map(|l| l.strip_prefix("Address")).filter_map(|r| r.split_whitespace().last()).map(str::to_owned).collect()
 }

@@ -1,10 +1,11 @@
 //! Networks that users shape: plain containers on them, their options, and `ingress` made again.
 
+use super::super::lab::engine_root;
 use super::kit::*;
 use super::providers::programs_read_the_swarm;
 use super::subnets::several_subnets;
 use serde_json::{Value, json};
-use skep::lab::{EngineRoot, Host, WHOAMI_IMAGE, output};
+use skep::lab::{Host, WHOAMI_IMAGE, output};
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
@@ -108,9 +109,8 @@ async fn plain_containers_attach_on_any_node_and_meet_services_by_name() {
     for host in [manager, worker] {
         let error = refused(host, &format!("run --rm --network shut {WHOAMI_IMAGE} true")).await;
         assert!(error.contains(words), "{error}");
-        assert!(
-            refused(host, &format!("run --rm --network nosuch {WHOAMI_IMAGE} true")).await.contains("network nosuch not found")
-        );
+        let error = refused(host, &format!("run --rm --network nosuch {WHOAMI_IMAGE} true")).await;
+        assert!(error.contains("network nosuch not found"), "{error}");
     }
     let taken = refused(worker, &format!("run --rm --network back --ip 172.28.5.9 {WHOAMI_IMAGE} true")).await;
     assert!(taken.contains("Address already in use"), "{taken}");
@@ -396,7 +396,7 @@ async fn a_plain_container_outlives_its_engine_and_is_let_go_when_its_node_leave
     reached(manager, "ask", "keep").await;
 
     swarm.hosts[1].stop_engine().await.expect("stops");
-    swarm.hosts[1].start_engine(&EngineRoot::Machine).await.expect("starts");
+    swarm.hosts[1].start_engine(&engine_root()).await.expect("starts");
     let (manager, worker) = (&swarm.hosts[0], &swarm.hosts[1]);
     within(60, "the container to be started and reached again", || fetch(manager, "ask", "keep")).await;
     assert_eq!(address(worker, "keep", "back").await, "192.168.50.20");

@@ -64,7 +64,7 @@ fn files_with(dir: &Path, texts: &[String], found: &mut Vec<String>) {
 
 #[tokio::test]
 async fn secrets_and_configs_reach_their_containers_and_nothing_else() {
-    let swarm = swarm("payloads", 2, "log = \"trace\"\n").await;
+    let swarm = swarm("payloads", 3, "log = \"trace\"\n").await;
     let manager = &swarm.hosts[0];
     docker_ok(manager, &["secret", "create", "--label", "a=b", "token", "-"], SECRET).await;
     docker_ok(manager, &["config", "create", "conf", "-"], CONFIG).await;
@@ -78,6 +78,8 @@ async fn secrets_and_configs_reach_their_containers_and_nothing_else() {
         "app",
         "--replicas",
         "2",
+        "--constraint",
+        "node.hostname!=n3",
         "--label",
         "color=red",
         "--secret",
@@ -113,7 +115,7 @@ async fn secrets_and_configs_reach_their_containers_and_nothing_else() {
     docker_ok(manager, &create, "").await;
     let tasks = swarm.running("app", 2).await;
 
-    for host in &swarm.hosts {
+    for host in &swarm.hosts[..2] {
         let (node, id) = (swarm.node_id(host).await, container(host).await);
         let slot = tasks.iter().find(|t| t["NodeID"] == node.as_str()).map(|t| t["Slot"].to_string()).expect("one task per node");
         assert_eq!(inside(host, &id, "cat /run/secrets/tok").await, SECRET);
@@ -143,12 +145,14 @@ async fn secrets_and_configs_reach_their_containers_and_nothing_else() {
         assert!(!inspected.contains("planted"), "{inspected}");
     }
     search(&swarm).await;
+    without_a_task(&swarm).await;
     refusals(manager).await;
 
     docker_ok(manager, &["service", "rm", "app"], "").await;
     for host in &swarm.hosts {
         within(20, "no file of a task", || async {
-            let left = host.run(&format!("ls {}", host.run_dir().join("files").display())).await?;
+            // A node that never had a task with one has no folder for them.
+            let left = host.run(&format!("find {} -mindepth 1 -path */files/*", host.run_dir().display())).await?;
             anyhow::ensure!(left.trim().is_empty(), "{left}");
             Ok(())
         })
@@ -170,8 +174,6 @@ async fn search(swarm: &Swarm) {
         let mut found = Vec::new();
         files_with(host.dir(), &all, &mut found);
         assert!(found.is_empty(), "{found:#?}");
-        files_with(&host.data_dir(), &["source-of-nothing", "SecretName"].map(str::to_owned), &mut found);
-        assert!(!found.is_empty(), "the search finds what is there: the references in the ledger");
         let admin = UnixClient::new(host.run_dir().join("admin.sock"));
         let api = UnixClient::new(host.skep_socket());
         let manager = &swarm.hosts[0];
@@ -193,6 +195,28 @@ async fn search(swarm: &Swarm) {
     let view = dump(&swarm.hosts[0]).await.expect("dump")["view"].to_string();
     assert!(view.contains("SecretName"), "what is searched has the tasks: {view}");
     assert_eq!(get(&swarm.hosts[0], "/configs/conf").await["Spec"]["Data"], STANDARD.encode(CONFIG));
+}
+
+/// The node that runs no task with them has not even their names; the others have the references in their ledgers.
+async fn without_a_task(swarm: &Swarm) {
+    let (manager, last) = (&swarm.hosts[0], &swarm.hosts[2]);
+    let mut references: Vec<String> = ["SecretName", "ConfigName"].map(str::to_owned).into();
+    for path in ["/secrets/token", "/configs/conf", "/configs/tmpl"] {
+        references.push(get(manager, path).await["ID"].as_str().expect("an id").to_owned());
+    }
+    let in_ledger = |host: &Host| {
+        let ledger = std::fs::read_to_string(host.data_dir().join("ledger.json")).expect("a ledger");
+        references.iter().filter(|text| ledger.contains(*text)).count()
+    };
+    for host in &swarm.hosts[..2] {
+        assert_eq!(in_ledger(host), references.len(), "{}: the search finds what is there", host.name());
+    }
+    // The others have run their tasks for a while: what this one was to get, it has.
+    assert_eq!(in_ledger(last), 0, "no reference");
+    let view = dump(last).await.expect("dump")["view"].to_string();
+    assert!(references.iter().all(|text| !view.contains(text)), "{view}");
+    let files = last.run(&format!("find {} -type f", last.run_dir().join("files").display())).await.unwrap_or_default();
+    assert_eq!(files.trim(), "", "no file");
 }
 
 async fn refusals(manager: &Host) {

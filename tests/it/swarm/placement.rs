@@ -1,8 +1,9 @@
 //! Placement as a user sees it, with the stock CLI and three engines, each with labels or resources of its own.
 
+use super::super::lab::engine_root;
 use super::kit::*;
 use serde_json::{Value, json};
-use skep::lab::{EngineRoot, Host, Lab, WHOAMI_IMAGE, output, whoami_image};
+use skep::lab::{Host, Lab, WHOAMI_IMAGE, output, whoami_image};
 use std::collections::BTreeMap;
 
 /// Hosts whose engines have these settings, in one swarm; the first one manages it.
@@ -12,7 +13,7 @@ async fn swarm_with(name: &str, settings: [Value; 3]) -> Swarm {
     for (number, settings) in (1..).zip(settings) {
         let mut host = lab.host(&format!("n{number}"), number).await.expect("host");
         std::fs::write(host.dir().join("engine.json"), settings.to_string()).expect("settings");
-        host.start_engine(&EngineRoot::Machine).await.expect("engine");
+        host.start_engine(&engine_root()).await.expect("engine");
         whoami_image(&host).await.expect("image");
         std::fs::write(host.dir().join("skep.toml"), "").expect("settings");
         start(&mut host).await;
@@ -154,6 +155,8 @@ async fn placement_by_labels_roles_resources_and_ports_with_the_stock_cli() {
     gpus.sort_unstable();
     assert_eq!(gpus, ["G1", "G2"]);
 
+    beyond_swarm(&swarm).await;
+
     // A label that goes evicts, one that comes is used.
     docker(manager, "node update --label-rm zone n1").await.expect("label");
     settled(manager, "zoned", &[], &["no suitable node (scheduling constraints not satisfied on 3 nodes)"; 2]).await;
@@ -198,4 +201,41 @@ async fn placement_by_labels_roles_resources_and_ports_with_the_stock_cli() {
     let again = skep(manager, &["rebalance", "zoned"]).await;
     assert!(again.contains("nothing to move"), "{again}");
     swarm.stop().await;
+}
+
+/// Bin packing, affinity and images that are present, which Docker's placement cannot say: by labels.
+async fn beyond_swarm(swarm: &Swarm) {
+    let manager = &swarm.hosts[0];
+    let label = |name: &str, value: &str| format!("--label skep.placement.{name}={value}");
+    let packed = label("strategy", "binpack");
+    create(manager, "packed", &format!("--replicas 3 --reserve-memory 10m {packed}")).await.expect("created");
+    let (packed, _) = within(40, "packed tasks", || async {
+        let found = ps(manager, "packed").await?;
+        anyhow::ensure!(found.0.values().sum::<usize>() == 3, "{found:?}");
+        Ok(found)
+    })
+    .await;
+    assert_eq!(packed.len(), 1, "all on one node: {packed:?}");
+    let full = packed.keys().next().expect("a node");
+    create(manager, "beside", &format!("--replicas 2 {}", label("affinity", "packed"))).await.expect("created");
+    settled(manager, "beside", &[(full, 2)], &[]).await;
+    let away = label("anti-affinity", "packed,away");
+    create(manager, "away", &format!("--replicas 3 {away}")).await.expect("created");
+    let others: Vec<(&str, usize)> = ["n1", "n2", "n3"].into_iter().filter(|node| node != full).map(|node| (node, 1)).collect();
+    settled(manager, "away", &others, &["no suitable node (service anti-affinity not satisfied on 3 nodes)"]).await;
+
+    // The image is on one node alone, where a task of another service has shown that it is.
+    swarm.hosts[1].docker_run(&format!("tag {WHOAMI_IMAGE} skep/rare:1")).await.expect("tag");
+    let rare = |name: &str, options: &str| {
+        format!(
+            "service create -d --no-resolve-image --stop-grace-period 200ms --restart-delay 100ms --name {name} {options} skep/rare:1"
+        )
+    };
+    docker(manager, &rare("seed", "--constraint node.hostname==n2")).await.expect("created");
+    settled(manager, "seed", &[("n2", 1)], &[]).await;
+    docker(manager, &rare("eager", &label("prefer-image", "true"))).await.expect("created");
+    settled(manager, "eager", &[("n2", 1)], &[]).await;
+    let listed = docker(manager, "service ps --format {{.Node}} eager").await.expect("ps");
+    assert_eq!(listed, "n2", "no other node was tried");
+    docker(manager, "service rm packed beside away seed eager").await.expect("removed");
 }

@@ -1,7 +1,8 @@
 //! A private registry (Debian's docker-registry, with names and passwords) on a host of its own.
 
+use super::super::lab::engine_root;
 use super::kit::*;
-use skep::lab::{EngineRoot, Host, Lab, WHOAMI_IMAGE, output, whoami_image};
+use skep::lab::{Host, Lab, WHOAMI_IMAGE, output, whoami_image};
 use std::path::Path;
 use std::process::Stdio;
 use tokio::process::{Child, Command};
@@ -42,7 +43,7 @@ async fn swarm_with(lab: Lab, registry: &Host) -> Swarm {
         let config = format!("{{\"insecure-registries\": [\"{}:{PORT}\"]}}", registry.address());
         std::fs::write(host.dir().join("engine.json"), config).expect("written");
         std::fs::write(host.dir().join("skep.toml"), "[access_point]\nenabled = true\n").expect("written");
-        host.start_engine(&EngineRoot::Machine).await.expect("engine");
+        host.start_engine(&engine_root()).await.expect("engine");
         start(&mut host).await;
         hosts.push(host);
     }

@@ -1,11 +1,13 @@
 //! Updates, global services and jobs as a user sees them: through the stock CLI, on real engines.
 
 use super::super::ebpf_lifecycle::vip;
-use super::super::load::{ByName, Load, Target, host_of, of_host, of_task, server};
+use super::super::load::{self, ByName, Load, Target, host_of, of_host, of_task, server};
 use super::super::ports::client;
 use super::kit::*;
 use serde_json::{Value, json};
 use skep::lab::Host;
+use std::collections::BTreeSet;
+use std::fs::File;
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -19,7 +21,7 @@ struct Rollouts {
     client: Host,
     /// By kind: new connections, kept connections, datagrams.
     loads: Vec<(&'static str, Load)>,
-    by_name: ByName,
+    by_name: Vec<ByName>,
 }
 
 /// Services with two replicas (stop-first) and with one (start-first), asked by port on every node and by virtual address. Each
@@ -74,7 +76,7 @@ async fn under_load(name: &str, pause: Duration) -> Rollouts {
         ("datagrams by virtual address", Load::datagrams(udp(true), pause)),
     ];
     let (host, container) = (host_of(&swarm, &caller).await, caller["Status"]["ContainerStatus"]["ContainerID"].as_str());
-    let by_name = ByName::start(host, container.expect("container"), "two");
+    let by_name = ["two", "one"].map(|service| ByName::start(host, container.expect("container"), service)).into();
     Rollouts { swarm, client, loads, by_name }
 }
 
@@ -104,11 +106,15 @@ impl Rollouts {
             // Each rollout makes new tasks: that of one replica had one more than there were rollouts.
             assert!(tallies.iter().all(|t| t.answered.len() > rounds), "every task is reached: {what}");
         }
-        let (named, unnamed) = self.by_name.stop().await;
+        let (mut named, mut unnamed) = (0, 0);
+        for by_name in self.by_name {
+            let (answered, failed) = by_name.stop().await;
+            assert!(answered > 10, "{answered} by name");
+            (named, unnamed) = (named + answered, unnamed + failed);
+        }
         let rate = all / usize::try_from(took.as_secs().max(1)).expect("few");
         eprintln!("{rounds} rollouts of each service in {took:.0?}, {rate} requests/s; by name {named}, {unnamed} lost");
         assert_eq!((lost, unnamed), (0, 0), "no request is lost");
-        assert!(named > 10, "{named}");
         self.client.stop().await;
         self.swarm
     }
@@ -127,6 +133,64 @@ async fn a_rolling_update_loses_no_request_and_the_cli_sees_it_end() {
     swarm.stop().await;
 }
 
+/// Services that publish no port and have no health check, whose program listens a second after its start: the next task takes over
+/// when it listens as the one before it did.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rollout_by_name_waits_until_each_task_listens() {
+    let swarm = swarm("rn", 3, "").await;
+    ok(&post(&swarm.hosts[0], "/networks/create", &json!({ "Name": "back", "Driver": "overlay" })).await);
+    let networks = json!([{ "Target": "back" }]);
+    for (service, replicas, order) in [("two", 2, "stop-first"), ("one", 1, "start-first")] {
+        let mut template = server::unchecked(&networks, Duration::from_secs(1));
+        template["ContainerSpec"]["Image"] = json!(skep::lab::WHOAMI_IMAGE);
+        let spec = json!({
+            "Name": service, "Mode": { "Replicated": { "Replicas": replicas } }, "TaskTemplate": template,
+            "UpdateConfig": { "Parallelism": 1, "Monitor": 1_000_000_000, "Order": order },
+        });
+        ok(&post(&swarm.hosts[0], "/services/create", &spec).await);
+    }
+    swarm.service("caller", 1, None, json!({ "Networks": networks })).await;
+    let caller = swarm.running("caller", 1).await.remove(0);
+    let inside = of_task(&swarm, &caller).await;
+    let (mut targets, mut services, mut before) = (Vec::new(), Vec::new(), BTreeSet::new());
+    for (service, count) in [("two", 2), ("one", 1)] {
+        swarm.running(service, count).await;
+        let to = SocketAddr::from((vip(&swarm, service).await, 80));
+        targets.push(Target::new(&inside, to, service));
+        // Every task is seen to listen: from then on all requests are answered, by each of them.
+        before.extend(answers(&inside, to, count, &before).await);
+        services.push((service, to, count));
+    }
+    let load = Load::http(targets, Duration::from_millis(10), false);
+    let (host, container) = (host_of(&swarm, &caller).await, caller["Status"]["ContainerStatus"]["ContainerID"].as_str());
+    let by_name = ["two", "one"].map(|service| ByName::start(host, container.expect("container"), service));
+    for (service, to, count) in services {
+        let said = docker(&swarm, &format!("service update --env-add ROUND=1 {service}")).await;
+        assert!(said.contains("converged"), "{said}");
+        answers(&inside, to, count, &before).await;
+    }
+    let tallies = load.stop().await;
+    assert!(tallies.iter().all(|tally| tally.failed.is_empty() && tally.answers() > 100), "requests by virtual address");
+    for by_name in by_name {
+        let (answered, lost) = by_name.stop().await;
+        assert!(lost == 0 && answered > 10, "by name: {answered} answers, {lost} lost");
+    }
+    swarm.stop().await;
+}
+
+/// The tasks that answer at an address, once so many do and none of those of before.
+async fn answers(inside: &File, to: SocketAddr, count: usize, before: &BTreeSet<String>) -> BTreeSet<String> {
+    within(30, "these tasks to answer, and no other ones", || async {
+        let mut answered = BTreeSet::new();
+        for _ in 0..12 {
+            answered.insert(load::inside(inside.try_clone()?, move || load::request(to)).await?);
+        }
+        anyhow::ensure!(answered.len() == count && answered.is_disjoint(before), "{answered:?}, before {before:?}");
+        Ok(answered)
+    })
+    .await
+}
+
 /// The figure of the README. Prints what each client saw.
 #[ignore = "minutes: `make soak`"]
 #[tokio::test(flavor = "multi_thread")]
@@ -143,7 +207,7 @@ async fn twenty_rollouts_of_the_engines_own_swarm_by_name() {
     let mut hosts = Vec::new();
     for number in 1..=3 {
         let mut host = lab.host(&format!("n{number}"), number).await.expect("host");
-        host.start_engine(&skep::lab::EngineRoot::Machine).await.expect("engine");
+        host.start_engine(&super::super::lab::engine_root()).await.expect("engine");
         skep::lab::whoami_image(&host).await.expect("image");
         hosts.push(host);
     }

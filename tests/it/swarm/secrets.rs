@@ -9,6 +9,9 @@ use std::collections::BTreeMap;
 /// `{"username":"ci","password":"planted-password"}`, as clients send it.
 const PULL_AUTH: &str = "eyJ1c2VybmFtZSI6ImNpIiwicGFzc3dvcmQiOiJwbGFudGVkLXBhc3N3b3JkIn0=";
 
+/// Value of a variable of the tasks: those who may inspect a service see it, as with Docker.
+const VARIABLE: &str = "planted-variable";
+
 /// The lines of a PEM file's or a key file's content that nothing else has.
 fn lines(text: &str) -> impl Iterator<Item = String> + '_ {
     text.lines().filter(|line| line.len() > 20 && !line.starts_with("-----")).map(str::to_owned)
@@ -49,7 +52,7 @@ async fn secrets_are_shown_nowhere() {
     let manager = &swarm.hosts[0];
     let spec = json!({
         "Name": "web",
-        "TaskTemplate": { "ContainerSpec": { "Image": WHOAMI_IMAGE } },
+        "TaskTemplate": { "ContainerSpec": { "Image": WHOAMI_IMAGE, "Env": [format!("DB_PASSWORD={VARIABLE}")] } },
         "Mode": { "Replicated": { "Replicas": 2 } },
     });
     let fields = [("Content-Type", "application/json"), ("X-Registry-Auth", PULL_AUTH)];
@@ -71,11 +74,16 @@ async fn secrets_are_shown_nowhere() {
             for secret in &planted {
                 assert!(!text.contains(secret), "{} shows {secret:?} in {place}", host.name());
             }
+            // The API shows it.
+            let line = text.lines().find(|line| line.contains(VARIABLE) && !place.starts_with('/'));
+            assert_eq!(line, None, "{} shows a variable in {place}", host.name());
             assert!(!text.contains("PRIVATE KEY"), "{} shows a private key in {place}", host.name());
         }
     }
     // What is searched does hold the tasks with their credentials, hidden.
     let view = dump(manager).await.expect("dump")["view"].to_string();
     assert!(view.contains(r#""pull_auth":"[secret]""#), "{view}");
+    assert!(view.contains(r#""Env":["DB_PASSWORD=[secret]"]"#), "{view}");
+    assert!(get(manager, "/services/web").await.to_string().contains(VARIABLE), "the API shows what was posted");
     swarm.stop().await;
 }

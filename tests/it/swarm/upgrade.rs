@@ -1,6 +1,8 @@
 //! The release before and this build in one swarm: nodes are upgraded one at a time and back. `make test-upgrade` builds the
 //! release before and runs this.
 
+mod managers;
+
 use super::super::load::{Failed, Load, Target, of_host};
 use super::kit::*;
 use anyhow::ensure;

@@ -1,9 +1,12 @@
-//! The cases of both datapaths, on listeners and backends of loopback. Clients there are the node itself, so those of allow-lists
-//! are left out: `ports::allow` has them, on a swarm.
+//! The cases of both datapaths, on listeners and backends of loopback. Clients have addresses that the namespace answers for and no
+//! device has: to an allow-list they are other machines.
+#![expect(unsafe_code, reason = "unshare has no safe form")]
 
 use super::super::port_cases::{CASES, Client, PortCase, PortDatapath, run};
 use super::udp::UdpBackends;
 use super::*;
+use rustix::thread::{UnshareFlags, unshare_unsafe};
+use std::collections::BTreeMap;
 use tokio::net::{TcpSocket, UdpSocket};
 
 /// How long an answer may take that must not come. (One that must come is waited for by the listeners' order.)
@@ -15,7 +18,7 @@ struct Listeners {
     protocol: Protocol,
     published: u16,
     /// The client's last socket.
-    last: Option<UdpSocket>,
+    last: BTreeMap<Client, UdpSocket>,
     /// The client's last connection, and its task.
     connection: Option<(TcpStream, u8)>,
     tcp: Backends,
@@ -23,12 +26,12 @@ struct Listeners {
 }
 
 impl Listeners {
-    fn address(&self, client: Client) -> Ipv4Addr {
-        self.net.host(match client {
-            Client::A => 101,
-            Client::B => 102,
-            Client::Range | Client::Network => unreachable!("a client outside"),
-        })
+    fn address(client: Client) -> Ipv4Addr {
+        match client {
+            Client::A => Ipv4Addr::new(203, 0, 113, 9),
+            Client::B => Ipv4Addr::new(203, 0, 113, 10),
+            Client::Range | Client::Network => unreachable!("the programs decide on these"),
+        }
     }
 
     async fn connect(&mut self, from: Ipv4Addr) -> io::Result<u8> {
@@ -52,7 +55,7 @@ impl Listeners {
 
 impl PortDatapath for Listeners {
     async fn publish(&mut self, case: PortCase) {
-        let allow = case.allow.iter().map(|client| std::net::IpAddr::from(self.address(*client)).into()).collect();
+        let allow = case.allow.iter().map(|client| std::net::IpAddr::from(Self::address(*client)).into()).collect();
         let port = PublishedPort {
             protocol: self.protocol,
             affinity: case.affinity,
@@ -62,12 +65,12 @@ impl PortDatapath for Listeners {
         self.userspace.publish(vec![port]).await;
     }
 
-    fn has_clients_outside(&self) -> bool {
+    fn decides_who_is_a_client(&self) -> bool {
         false
     }
 
     async fn visit(&mut self, client: Client, again: bool) -> Option<u8> {
-        let from = self.address(client);
+        let from = Self::address(client);
         if self.protocol == Protocol::Tcp {
             return tokio::time::timeout(5 * SECOND, self.connect(from)).await.expect("an answer or a refusal").ok();
         }
@@ -75,9 +78,9 @@ impl PortDatapath for Listeners {
             let socket = UdpSocket::bind((from, 0)).await.unwrap();
             // Receives from there only.
             socket.connect((Ipv4Addr::LOCALHOST, self.published)).await.unwrap();
-            self.last = Some(socket);
+            self.last.insert(client, socket);
         }
-        self.ask(self.last.as_ref().expect("a socket")).await.ok()
+        self.ask(self.last.get(&client).expect("a socket")).await.ok()
     }
 
     async fn go_on(&mut self) -> Option<u8> {
@@ -95,10 +98,39 @@ impl PortDatapath for Listeners {
         self.tcp.kill(task).await;
         self.udp.kill(task).await;
     }
+
+    async fn make_deaf(&mut self, task: u8) {
+        self.udp.kill(task).await;
+    }
 }
 
-#[tokio::test]
-async fn the_listeners_do_what_both_datapaths_do() {
+/// Runs in a network namespace of its own, which ends with it.
+fn in_namespace(test: impl AsyncFnOnce() + Send) {
+    let outcome = std::thread::scope(|scope| {
+        let inside = scope.spawn(|| {
+            // SAFETY: file descriptors stay shared; only this thread's namespace changes.
+            unsafe { unshare_unsafe(UnshareFlags::NEWNET) }.expect("root");
+            for line in ["ip link set lo up", "ip route add local 203.0.113.0/24 dev lo"] {
+                let done = std::process::Command::new("ip").args(line.split(' ').skip(1)).status().expect(line);
+                assert!(done.success(), "{line}");
+            }
+            // Its threads are made by this one, in the same namespace.
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+            runtime.block_on(test());
+        });
+        inside.join()
+    });
+    if let Err(panic) = outcome {
+        std::panic::resume_unwind(panic);
+    }
+}
+
+#[test]
+fn the_listeners_do_what_both_datapaths_do() {
+    in_namespace(all_cases);
+}
+
+async fn all_cases() {
     for protocol in [Protocol::Tcp, Protocol::Udp] {
         for (name, steps) in CASES {
             let net = Net::new();
@@ -106,7 +138,8 @@ async fn the_listeners_do_what_both_datapaths_do() {
             let (tcp, udp) = (Backends::start(net, &tasks), UdpBackends::start(net, &tasks));
             let published = free_port();
             let userspace = UserspaceLoop::start(net, |_| {});
-            let mut listeners = Listeners { userspace, net, protocol, published, last: None, connection: None, tcp, udp };
+            let mut listeners =
+                Listeners { userspace, net, protocol, published, last: BTreeMap::new(), connection: None, tcp, udp };
             run(name, steps, protocol, &mut listeners).await;
             listeners.userspace.stop().await;
         }

@@ -243,8 +243,16 @@ async fn datagrams_from_published_ports_and_broadcasts_are_dropped() {
     let mut userspace = UserspaceLoop::start(net, |_| {});
     // A source with the number of a published port, as a forged datagram would have.
     let forged = UdpSocket::bind((Ipv4Addr::LOCALHOST, other)).await.unwrap();
-    userspace.publish(vec![udp(net, one, &[11]), udp(net, other, &[11])]).await;
+    // And with addresses of another node: that of its tunnel, the one that it advertises, a further one of its host.
+    let [tunnel, advertised, further] = [101, 102, 103].map(|last| net.host(last).into());
+    let (endpoints, addresses) = (vec![SocketAddr::new(tunnel, 2377)], vec![further]);
+    let node = Peer { endpoints, advertised: Some(advertised), addresses, ..peer(2) };
+    userspace.publish_beside(vec![node], vec![udp(net, one, &[11]), udp(net, other, &[11])]).await;
     forged.send_to(b"loop", localhost(one)).await.unwrap();
+    for address in [tunnel, advertised, further] {
+        let forged = UdpSocket::bind((address, other)).await.unwrap();
+        forged.send_to(b"loop", localhost(one)).await.unwrap();
+    }
     let broadcasting = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
     broadcasting.set_broadcast(true).unwrap();
     broadcasting.send_to(b"all", ("127.255.255.255", one)).await.unwrap();

@@ -139,6 +139,37 @@ fn an_initiation_with_an_old_timestamp_is_answered_by_an_own_one() {
     assert!(matches!(restarted.b.open(Packet::copy_from(&response[0].0[..]), at_a(), 0), Received::Answers(_)));
 }
 
+/// Nodes behind one address come back together: so many initiations in a second need no further round trip, the others a cookie.
+#[test]
+fn above_the_limit_of_an_address_an_initiation_needs_a_cookie_and_passes_with_it() {
+    const COOKIE: u8 = 3;
+    let pair = Pair::new();
+    let towards = pair.a.towards(B.into()).expect("a peer");
+    let initiation = || {
+        let initiation = LivePeer::lock(&towards).tunnel.format_handshake_initiation(true).expect("an initiation");
+        pair.a.registered(&towards, 0, initiation.into())
+    };
+    let answer = |datagram: Packet, from: SocketAddr| match pair.b.open(datagram, from, 0) {
+        Received::Answers(mut answers) => answers.pop().map(|(answer, _)| answer),
+        Received::Nothing | Received::Packet(_) => None,
+    };
+    let first = initiation().to_vec();
+    // One that is repeated counts as any other one; whatever the port.
+    for number in 0..HANDSHAKE_RATE_LIMIT {
+        let from = SocketAddr::new(at_a().ip(), 1024 + u16::try_from(number).unwrap());
+        let kind = answer(Packet::copy_from(&first[..]), from).map(|answer| answer[0]);
+        assert_ne!(kind, Some(COOKIE), "{number}");
+    }
+    let other: SocketAddr = "198.51.100.1:2377".parse().unwrap();
+    assert_ne!(answer(initiation(), other).expect("an answer")[0], COOKIE, "another address has a limit of its own");
+    let cookie = answer(initiation(), at_a()).expect("an answer");
+    assert_eq!(cookie[0], COOKIE);
+    // With the cookie the initiation is answered.
+    assert!(matches!(pair.a.open(cookie, at_b(), 0), Received::Nothing));
+    let response = answer(initiation(), at_a()).expect("an answer");
+    assert_eq!(response[0], 2, "a handshake response");
+}
+
 #[test]
 fn padding_stays_below_the_mtu() {
     let peers = Peers::new([1; 32]);

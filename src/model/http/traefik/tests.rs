@@ -9,6 +9,7 @@ fn read_lines(text: &str) -> TraefikLabels {
 fn shown(labels: &TraefikLabels) -> Vec<String> {
     let route = |route: &HttpRoute| {
         let strip = if route.strip { " strip" } else { "" };
+        assert_eq!(route.prefix_end == PrefixEnd::Segment, route.prefix == "/", "PathPrefix is of characters");
         format!("{:?} {}{}:{}{strip}", route.entry, route.hosts.join(","), route.prefix, route.port)
     };
     labels.routes.iter().map(route).collect()
@@ -39,6 +40,67 @@ fn a_common_stack_is_read_as_it_is() {
     assert_eq!(read.routes[0].redirect, Some(HttpRedirect::Https));
     assert_eq!(read.routes[1].redirect, None);
     assert_eq!((read.routes[0].acme, read.routes[1].acme, read.notes.len()), (None, Some(true), 0));
+}
+
+#[test]
+fn a_router_without_tls_gets_no_request_with_tls_where_another_one_has_it() {
+    let users = "traefik.http.middlewares.auth.basicauth.users=ann:$2y$05$c4WoMPo3SXsafkva.HHa6uXQZWr7oboPiC2bT/r7q1BB8I2s0BRqC";
+    let of = |open: &str, closed: &str| {
+        read_lines(&format!(
+            "traefik.http.routers.app.rule={open}
+             traefik.http.routers.app.middlewares=https-redirect
+             traefik.http.routers.app-secure.rule={closed}
+             traefik.http.routers.app-secure.entrypoints=websecure
+             traefik.http.routers.app-secure.tls=true
+             traefik.http.routers.app-secure.middlewares=auth
+             {users}
+             {PORT}"
+        ))
+    };
+    for (open, closed, expected) in [
+        ("Host(`a`)", "Host(`a`)", ["Plain a/:3000", "Tls a/:3000"]),
+        ("Host(`a`) && PathPrefix(`/admin`)", "Host(`a`)", ["Plain a/admin:3000", "Tls a/:3000"]),
+        ("Host(`a`)", "PathPrefix(`/admin`)", ["Plain a/:3000", "Tls */admin:3000"]),
+        ("Host(`a`)", "Host(`a`) && PathPrefix(`/admin`)", ["Both a/:3000", "Tls a/admin:3000"]),
+        ("Host(`b`)", "Host(`a`)", ["Both b/:3000", "Tls a/:3000"]),
+    ] {
+        let read = of(open, closed);
+        assert_eq!((read.refused.len(), shown(&read)), (0, expected.map(str::to_owned).to_vec()), "{:?}", read.refused);
+        assert_eq!(read.routes[1].auth.len(), 1);
+        assert_eq!(read.routes[0].yields_tls, expected[0].starts_with("Both"), "another service may have it");
+    }
+    let open = |path: &str| {
+        let router = "traefik.http.routers.tls.rule=Host(`a`)\ntraefik.http.routers.tls.tls=true";
+        read_lines(&format!("traefik.http.routers.r.rule=Host(`a`){path}\n{router}\n{PORT}"))
+    };
+    assert_eq!(shown(&open("")), ["Plain a/:3000", "Tls a/:3000"]);
+    assert_eq!(shown(&open(" && PathPrefix(`/x`)")), ["Both a/x:3000", "Tls a/:3000"], "an entry point may have TLS for all");
+}
+
+#[test]
+fn flags_are_words_of_go() {
+    let good = format!("traefik.http.routers.r.rule=Host(`a`)\n{PORT}");
+    for (word, routes, refused) in
+        [("0", 0, 0), ("f", 0, 0), ("FALSE", 0, 0), ("1", 1, 0), ("True", 1, 0), ("no", 0, 1), ("", 0, 1)]
+    {
+        let read = read_lines(&format!("traefik.enable={word}\n{good}"));
+        assert_eq!((read.routes.len(), read.refused.len()), (routes, refused), "{word}: {:?}", read.refused);
+        assert!(read.refused.iter().all(|why| why.contains(&format!("traefik.enable={word}: must be true or false"))));
+    }
+    let tls = read_lines(&format!("{good}\ntraefik.http.routers.r.tls=T"));
+    assert_eq!(shown(&tls), ["Tls a/:3000"]);
+}
+
+#[test]
+fn a_prefix_to_strip_is_that_of_the_rule_with_or_without_its_slash() {
+    let read = read_lines(&format!(
+        "traefik.http.routers.r.rule=Host(`a`) && PathPrefix(`/api/`)
+         traefik.http.routers.r.middlewares=s
+         traefik.http.middlewares.s.stripprefix.prefixes=/api
+         {PORT}"
+    ));
+    assert_eq!(shown(&read), ["Both a/api:3000 strip"], "{:?}", read.refused);
+    assert_eq!(read.routes[0].prefix_end, PrefixEnd::Slash);
 }
 
 #[test]

@@ -91,3 +91,41 @@ fn a_client_cannot_send_with_an_address_of_the_overlay() {
         }
     });
 }
+
+/// Review finding 9: a datagram from the published port of another node would be answered there, and so for ever. A node is known by every
+/// address of its host, not by that of its tunnel alone.
+#[test]
+fn a_datagram_from_a_published_port_of_a_further_address_of_a_node_is_dropped() {
+    const FURTHER: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 77);
+    PUBLISHED_PORTS.exclusive_case(async |fixture| {
+        let (services, hosts) = (&fixture.services, &fixture.swarm.hosts);
+        hosts[1].run(&format!("ip addr add {FURTHER}/32 dev eth0")).await.expect("an address");
+        within(60, "the other nodes to know the address", || async {
+            let nodes = dump(&hosts[0]).await?["view"]["cluster"]["nodes"].take();
+            let named = |node: &Value| node["addresses"].as_array().is_some_and(|all| all.contains(&json!(FURTHER.to_string())));
+            anyhow::ensure!(nodes.as_array().is_some_and(|nodes| nodes.iter().any(named)), "{nodes:#}");
+            let status = status(&hosts[0]).await;
+            anyhow::ensure!(status["applied"]["ebpf"] == status["view_revision"], "{:#}", status["applied"]);
+            Ok(())
+        })
+        .await;
+        let client = fixture.client(0);
+        let raw = client.raw();
+        let before = fixture.counter("drop_loop").await;
+        let to = SocketAddrV4::new(Ipv4Addr::new(192, 0, 2, 1), port_of(0));
+        for (source, payload) in [(port_of(1), &b" looping"[..]), (5556, b" of a program of the node")] {
+            let datagram = packet::udp(SocketAddrV4::new(FURTHER, source), to, &[MARK, payload].concat());
+            raw.send_to(&datagram, &SocketAddr::from(to).into()).expect("sent");
+        }
+        fixture.wait_for_counter("drop_loop", before + 1).await;
+        within(15, "a datagram of another program of the node to arrive", || async {
+            let received = services.servers[0].received();
+            anyhow::ensure!(received.iter().any(|(_, payload)| payload.ends_with(b" of a program of the node")), "{received:?}");
+            Ok(())
+        })
+        .await;
+        let received = services.servers[0].received();
+        assert!(!received.iter().any(|(_, payload)| payload.ends_with(b" looping")), "{received:?}");
+        hosts[1].run(&format!("ip addr del {FURTHER}/32 dev eth0")).await.expect("removed");
+    });
+}

@@ -71,6 +71,16 @@ fn no_packet_of_an_overlay_leaves_unencrypted_without_programs() {
             resume_unwind(panic);
         }
         fixture.swarm.ready(2).await;
+        // Programs are attached hook by hook: those at the calls of sockets, which a connection needs alone, come first.
+        for host in &fixture.swarm.hosts {
+            within(20, "programs at every hook", || async {
+                let ebpf = status(host).await["ebpf"].take();
+                let has_port = ebpf["ports"].as_array().is_some_and(|ports| ports.contains(&format!("{PUBLISHED}/udp").into()));
+                anyhow::ensure!(has_port && ebpf["up"] == true && ebpf["reason"] == "", "{ebpf:#}");
+                Ok(())
+            })
+            .await;
+        }
         for caller in &fixture.services.callers {
             let answered = || async { Connection::open(&caller.namespace, fixture.services.target())?.identify() };
             within(20, "the virtual address to answer again", answered).await;

@@ -93,6 +93,18 @@ fn containers_of_an_engine_inside_a_container_reach_the_virtual_address() {
                 servers.insert(seen.server);
             }
             assert_eq!(servers.len(), 2, "both tasks answer: {servers:?}");
+            // A service without a task refuses at once here too.
+            let to = SocketAddr::new(services.empty.into(), TARGET);
+            within(15, "a nested container to be refused", || async {
+                let error = nested.tcp(None, to).map(drop).expect_err("no task runs");
+                ensure!(error.kind() == std::io::ErrorKind::ConnectionRefused, "{to}: {error}");
+                let socket = nested.udp(None, to)?;
+                socket.send(b"hello")?;
+                let error = socket.recv(&mut [0; 16]).expect_err("no task runs");
+                ensure!(error.kind() == std::io::ErrorKind::ConnectionRefused, "a datagram to {to}: {error}");
+                Ok(())
+            })
+            .await;
             nested.run(&format!("busybox ping -c 1 -W 3 {}", services.vip)).await;
         }
     });

@@ -35,6 +35,9 @@ pub const MUTANTS: &[Mutant] = &[
     Mutant { name: "what runs is forgotten", rule: "forgotten: ", change: forgets },
     Mutant { name: "new slots have high numbers", rule: "slots: ", change: high_numbers },
     Mutant { name: "an update ends before it is done", rule: "completed: ", change: ends_too_early },
+    Mutant { name: "what runs is taken for ready", rule: "ready: ", change: stops_before_the_next_is_ready },
+    Mutant { name: "the next slot is taken before the last one serves", rule: "ready: ", change: takes_the_next_too_early },
+    Mutant { name: "a drain moves all at the same time", rule: "leave drained nodes at the same time", change: drains_at_once },
     Mutant { name: "a desired state goes back", rule: "moved back", change: goes_back },
 ];
 
@@ -174,6 +177,69 @@ fn all_at_once(before: &Store, mut actions: Vec<Action>) -> Vec<Action> {
             actions.push(Action::create(Task { status, ..fresh }));
         }
     }
+    actions
+}
+
+fn drains_at_once(before: &Store, mut actions: Vec<Action>) -> Vec<Action> {
+    let is_drained = |t: &&Task| {
+        let node = t.node_id.as_ref().and_then(|id| before.node(id));
+        node.is_some_and(|node| node.spec.availability == skep::model::Availability::Drain && node.status.state.may_be_up())
+    };
+    let moved: Vec<Task> = created(&mut actions)
+        .filter(|t| t.cause == Some(TaskCause::Move) && before.tasks_of_service(&t.service_id).any(|old| is_drained(&old)))
+        .map(|t| t.clone())
+        .collect();
+    if let Some(like) = moved.first() {
+        let left = before.tasks_of_service(&like.service_id).filter(|t| t.is_backend() && t.slot != like.slot).filter(is_drained);
+        for old in left {
+            let is_alone = |t: &Task| t.slot != old.slot || t.id == old.id || !t.is_wanted();
+            let is_new = created(&mut actions).any(|t| t.service_id == old.service_id && t.slot == old.slot);
+            if !is_new && before.tasks_of_service(&like.service_id).all(is_alone) {
+                let id = other_id(&old.id, "zz");
+                actions.push(Action::create(Task { id, slot: old.slot, ..unplaced(like, "zz") }));
+            }
+        }
+    }
+    actions
+}
+
+/// A task of an update that runs, and does not listen yet.
+fn unready<'a>(before: &'a Store, task: &Task) -> impl Iterator<Item = &'a Task> {
+    let is_new =
+        |t: &&Task| t.is_backend() && t.listens.is_empty() && t.end.is_none() && t.cause.is_some_and(TaskCause::is_update);
+    let (id, version) = (task.id.clone(), before.service(&task.service_id).map(|service| service.spec_version));
+    before.tasks_of_service(&task.service_id).filter(is_new).filter(move |t| t.id != id && Some(t.spec_version) == version)
+}
+
+/// Serving tasks of services whose update goes on, in this order, that the plan leaves alone.
+fn updated<'a>(before: &'a Store, actions: &'a [Action], starts_first: bool) -> impl Iterator<Item = &'a Task> {
+    let applies = move |service: &&skep::model::Service| {
+        let is_active = service.update.as_ref().is_some_and(|update| update.state.is_active());
+        is_active && service.current_update_config().starts_first() == starts_first && !service.spec.mode.is_job()
+    };
+    let of = move |service: &'a skep::model::Service| {
+        let version = service.spec_version;
+        before.tasks_of_service(&service.id).filter(move |t| t.is_backend() && t.spec_version != version)
+    };
+    before.services().filter(applies).flat_map(of).filter(move |t| !is_written(actions, &t.id))
+}
+
+fn stops_before_the_next_is_ready(before: &Store, mut actions: Vec<Action>) -> Vec<Action> {
+    let has_one = |old: &&Task| unready(before, old).any(|new| new.slot_key() == old.slot_key());
+    let old = updated(before, &actions, true).find(has_one).cloned();
+    actions.extend(old.map(|old| stopped(&old, TaskEnd::Replaced)));
+    actions
+}
+
+fn takes_the_next_too_early(before: &Store, mut actions: Vec<Action>) -> Vec<Action> {
+    let begins = |old: &Task| {
+        let new = unready(before, old).next()?;
+        let has_another = before.tasks_of_service(&old.service_id).any(|t| t.slot == old.slot && t.id != old.id && t.is_wanted());
+        (!has_another && new.slot != old.slot && old.slot_node.is_none()).then(|| Task { slot: old.slot, ..unplaced(new, "zz") })
+    };
+    let is_alone = created(&mut actions).next().is_none();
+    let new = updated(before, &actions, false).find_map(begins).filter(|new| is_alone && before.task(&new.id).is_none());
+    actions.extend(new.map(|new| Action::create(Task { desired_state: TaskState::Ready, ..new })));
     actions
 }
 

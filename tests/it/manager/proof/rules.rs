@@ -2,8 +2,8 @@
 
 use skep::model::service::UpdateConfig;
 use skep::model::{
-    Availability, Node, NodeId, NodeState, Service, ServiceId, SlotKey, Task, TaskCause, TaskEnd, TaskId, TaskState, Timestamp,
-    UpdateState,
+    Availability, Node, NodeId, NodeState, PublishMode, Service, ServiceId, SlotKey, Task, TaskCause, TaskEnd, TaskId, TaskState,
+    Timestamp, UpdateState,
 };
 use skep::store::{Action, Store, Transaction};
 use std::collections::{BTreeMap, BTreeSet};
@@ -19,6 +19,8 @@ pub struct Rules {
     restarts: BTreeMap<(ServiceId, SlotKey, u64), u64>,
     /// Containers that were seen to run.
     started: BTreeSet<TaskId>,
+    /// Tasks that were made to take the place of one that served on a drained node.
+    moved: BTreeSet<TaskId>,
 }
 
 /// A container that runs, as the simulation sees it.
@@ -53,6 +55,7 @@ impl Rules {
             plan.numbered(task, &mut wrong);
             plan.delayed(task, &mut wrong);
             plan.within_parallelism(task, &mut wrong);
+            self.drained(&plan, task, &mut wrong);
             self.jobs(&plan, task, &mut wrong);
             self.attempts(&plan, task, &mut wrong);
         }
@@ -106,6 +109,25 @@ impl Rules {
                 }
             }
             _ => {}
+        }
+    }
+
+    /// What serves on a drained node is moved within the parallelism of updates.
+    fn drained(&mut self, plan: &Plan, task: &Task, wrong: &mut Wrong) {
+        let leaves = |t: &Task| t.is_backend() && !plan.is_lost(t) && plan.is_drained(t);
+        if task.cause != Some(TaskCause::Move) || !plan.in_slot(task).any(leaves) {
+            return;
+        }
+        self.moved.insert(task.id.clone());
+        let is_on_its_way = |t: &Task| {
+            let is_new = plan.before.task(&t.id).is_none_or(|was| was.status.state >= TaskState::Assigned);
+            let may_serve = t.is_wanted() && t.end.is_none() && !t.status.state.is_final() && !t.status.unhealthy;
+            is_new && may_serve && !plan.is_lost(t) && !plan.is_ready(t)
+        };
+        let moved = plan.after.tasks_of_service(&task.service_id).filter(|t| self.moved.contains(&t.id));
+        let (slots, parallelism) = (moved.filter(|t| is_on_its_way(t)).count() as u64, plan.config(task).parallelism);
+        if parallelism > 0 && slots > parallelism {
+            wrong.push(format!("ready: {slots} slots of {} leave drained nodes at the same time", task.service_name));
         }
     }
 
@@ -167,6 +189,30 @@ impl Plan<'_> {
         task.node_id.as_ref().is_some_and(|id| self.after.node(id).is_none_or(|node| !node.status.state.may_be_up()))
     }
 
+    fn is_drained(&self, task: &Task) -> bool {
+        let node = task.node_id.as_ref().and_then(|id| self.after.node(id));
+        node.is_some_and(|node| node.spec.availability == Availability::Drain)
+    }
+
+    /// It runs and listens on what its service publishes in the mesh, or at all if that has a virtual address alone. As long as nothing
+    /// of the service was seen to listen, a task of the latter is ready when it runs, and one of the former some seconds later.
+    fn is_ready(&self, task: &Task) -> bool {
+        let Some(service) = self.after.service(&task.service_id) else { return false };
+        let ports = service.spec.endpoint_spec.iter().flat_map(|endpoint| &endpoint.ports);
+        let ports: Vec<_> = ports.filter(|port| port.publish_mode == PublishMode::Ingress).collect();
+        let is_earlier = |t: &&Task| t.id != task.id && t.spec_version <= service.spec_version;
+        let is_known = self.after.tasks_of_service(&service.id).filter(is_earlier).any(|t| !t.listens.is_empty());
+        let since = task.started_at.unwrap_or(task.status.timestamp);
+        let is_waited_for = is_known || (!ports.is_empty() && self.now.since(since) < Duration::from_secs(10));
+        let listens = if ports.is_empty() {
+            service.endpoint.vips.is_empty() || !task.listens.is_empty()
+        } else {
+            ports.iter().all(|port| task.listens.iter().any(|l| (l.protocol, l.port) == (port.protocol, port.target_port)))
+        };
+        let runs = task.status.state == TaskState::Running && task.is_wanted() && !task.status.unhealthy;
+        runs && (listens || !is_waited_for)
+    }
+
     fn config(&self, task: &Task) -> UpdateConfig {
         self.after.service(&task.service_id).map(Service::current_update_config).unwrap_or_default()
     }
@@ -210,17 +256,26 @@ impl Plan<'_> {
                 && t.is_wanted()
                 && t.status.state < TaskState::Running
         };
+        // Of those that run already, the ones that do not serve yet: with them so many slots are without a ready task at most.
+        let unready = |t: &&Task| {
+            let is_of_it = t.spec_version == service.spec_version && update.started_at.is_some_and(|at| t.meta.created_at >= at);
+            let may_serve = t.is_wanted() && t.end.is_none() && !t.status.state.is_final();
+            is_of_it && t.cause.is_some_and(TaskCause::is_update) && may_serve && !self.is_ready(t)
+        };
         // What a closed node has not taken does not come up on it.
         let is_open = |node: &Node| (node.status.state, node.spec.availability) == (NodeState::Ready, Availability::Active);
         let waits_for_its_node = |t: &&Task| {
             let node = t.slot_node.as_ref().and_then(|id| self.after.node(id));
             t.status.state < TaskState::Assigned && node.is_some_and(|node| !is_open(node))
         };
-        let under_way = self.after.tasks_of_service(&service.id).filter(under_way).filter(|t| !self.is_lost(t));
-        let under_way = under_way.filter(|t| !waits_for_its_node(t)).count() as u64;
-        if parallelism > 0 && under_way > parallelism {
-            let which = format!("{} slots of {} at the same time", under_way, service.spec.name);
-            wrong.push(format!("parallelism: {which}: {} for {}", task.id, task.slot_key()));
+        let counts = |t: &&Task| !self.is_lost(t) && !waits_for_its_node(t);
+        let count =
+            |which: &dyn Fn(&&Task) -> bool| self.after.tasks_of_service(&service.id).filter(which).filter(counts).count() as u64;
+        for (rule, slots) in [("parallelism", count(&under_way)), ("ready", count(&unready))] {
+            if parallelism > 0 && slots > parallelism {
+                let which = format!("{slots} slots of {} at the same time", service.spec.name);
+                wrong.push(format!("{rule}: {which}: {} for {}", task.id, task.slot_key()));
+            }
         }
     }
 
@@ -283,28 +338,40 @@ impl Plan<'_> {
         let node = task.node_id.as_ref().and_then(|id| self.after.node(id));
         let successor = || {
             let version = service.map(|service| service.spec_version);
-            self.in_slot(task).filter(|t| t.is_wanted() && Some(t.spec_version) == version).max_by_key(|t| t.status.state)
+            let may_run = |t: &&Task| t.is_wanted() && !t.status.state.is_final() && Some(t.spec_version) == version;
+            self.in_slot(task).filter(may_run).max_by_key(|t| t.status.state)
         };
         let takes_over = || {
             let needed = if self.config(task).starts_first() { TaskState::Running } else { TaskState::Ready };
             successor().is_some_and(|t| t.status.state >= needed)
         };
+        let is_job = service.is_some_and(|service| service.spec.mode.is_job());
+        let is_replicated = service.is_some_and(|service| service.spec.mode.replicated.is_some());
+        // A drain waits for a task that is on its way, and only so long for one that no node takes, or where one has failed already.
+        let overdue = || {
+            let window = self.config(task).failure_window();
+            let waited = |t: &Task| self.now.since(t.meta.created_at) >= window;
+            let ended = [TaskState::Failed, TaskState::Complete, TaskState::Rejected];
+            let has_failed = |t: &Task| t.meta.created_at > task.meta.created_at && ended.contains(&t.status.state) && waited(t);
+            // The same plan may place it.
+            let was_unplaced = |t: &Task| self.before.task(&t.id).is_some_and(|was| was.status.state < TaskState::Assigned);
+            let is_unplaced = |t: &Task| was_unplaced(t) && waited(t);
+            successor().is_some_and(is_unplaced) || self.in_slot(task).any(has_failed)
+        };
         let holds = match task.end {
-            Some(TaskEnd::Replaced) => takes_over() || task.status.unhealthy,
-            Some(TaskEnd::Rebalanced) => takes_over(),
+            Some(TaskEnd::Replaced | TaskEnd::Rebalanced) => takes_over() || task.status.unhealthy,
             Some(TaskEnd::Drained) => {
-                let is_drained = node.is_some_and(|node| node.spec.availability == Availability::Drain);
-                let is_replicated = service.is_some_and(|service| service.spec.mode.replicated.is_some());
-                let window = self.config(task).failure_window();
-                let overdue = || successor().is_some_and(|t| self.now.since(t.meta.created_at) >= window);
-                is_drained && (!is_replicated || takes_over() || overdue())
+                self.is_drained(task) && (!is_replicated || takes_over() || overdue() || task.status.unhealthy)
             }
             Some(TaskEnd::Scaled) => {
                 let slots: BTreeSet<SlotKey> =
                     self.before.tasks_of_service(&task.service_id).filter(|t| t.is_wanted()).map(Task::slot_key).collect();
                 service.is_some_and(|service| slots.len() as u64 > service.spec.mode.replicas())
             }
-            Some(TaskEnd::Superseded) => self.in_slot(task).any(Task::is_wanted),
+            // What a job has completed was perhaps not wanted any more: its node was away.
+            Some(TaskEnd::Superseded) => {
+                self.in_slot(task).any(|t| t.is_wanted() || (is_job && t.status.state == TaskState::Complete))
+            }
             Some(TaskEnd::NodeLost) => self.is_lost(task),
             Some(TaskEnd::Evicted) => node.is_some_and(|node| !is_kept(task, node, service)),
             Some(TaskEnd::ServiceRemoved) => service.is_none(),
@@ -315,6 +382,15 @@ impl Plan<'_> {
             }
             _ => false,
         };
+        let is_moved = task.end == Some(TaskEnd::Drained) && is_replicated && !overdue();
+        let is_handed_over = is_moved || matches!(task.end, Some(TaskEnd::Replaced | TaskEnd::Rebalanced));
+        if is_handed_over
+            && self.config(task).starts_first()
+            && !task.status.unhealthy
+            && !self.in_slot(task).any(|t| self.is_ready(t))
+        {
+            wrong.push(format!("ready: {} ({}) is to stop before another one of its slot serves", task.id, task.display_name()));
+        }
         if !holds {
             wrong.push(format!("reason: {} ({}) is to stop: {:?}", task.id, task.display_name(), task.end));
         }

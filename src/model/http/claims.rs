@@ -1,7 +1,7 @@
 //! Which service has which host and prefix. Pure: every node decides the same from the same services.
 
+use super::{HttpEntry, HttpRoute, HttpService, PrefixEnd};
 use crate::model::ServiceId;
-use crate::model::http::{HttpEntry, HttpService};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -11,6 +11,9 @@ use std::sync::Arc;
 pub struct HttpClaim {
     pub host: String,
     pub prefix: String,
+    /// That of the route which has it first.
+    #[serde(default, skip_serializing_if = "is_segment")]
+    pub prefix_end: PrefixEnd,
     /// On the listener with TLS, or on the one without.
     pub tls: bool,
     /// One, unless all name a weight.
@@ -36,16 +39,30 @@ pub fn decide(services: &[Arc<HttpService>]) -> (Vec<HttpClaim>, Vec<String>) {
     let names: BTreeMap<&ServiceId, &str> = services.iter().map(|s| (&s.service_id, s.service_name.as_str())).collect();
     let mut claims: BTreeMap<(&str, &str, bool), Claimants> = BTreeMap::new();
     let mut problems = Vec::new();
+    let is_closed = |route: &&HttpRoute| route.entry == HttpEntry::Tls && route.keeps_clients_out();
+    let mut closed: BTreeMap<&str, Vec<&HttpRoute>> = BTreeMap::new();
+    for route in services.iter().flat_map(|service| &service.routes).filter(is_closed) {
+        for host in &route.hosts {
+            closed.entry(host).or_default().push(route);
+        }
+    }
     // The route that has a host first, and whether it is that of the page.
     let mut hosts: BTreeMap<&str, HostOwner> = BTreeMap::new();
     for service in by_age {
         let of_service = service.problems.iter().map(|problem| format!("service {}: {problem}", service.service_name));
         problems.extend(of_service);
         for (index, route) in service.routes.iter().enumerate() {
-            let listeners = match route.entry {
-                HttpEntry::Both => &[false, true][..],
-                HttpEntry::Plain => &[false],
-                HttpEntry::Tls => &[true],
+            let listeners = if yields_tls(route, &closed) {
+                problems.push(format!(
+                    "service {}: {}{} is served without TLS alone: its router names no entry point, and one with TLS that keeps clients out \
+                     names its host",
+                    service.service_name,
+                    route.hosts.join(","),
+                    route.prefix
+                ));
+                HttpEntry::Plain.listeners()
+            } else {
+                route.entry.listeners()
             };
             let mut served = Vec::new();
             for host in &route.hosts {
@@ -74,6 +91,9 @@ pub fn decide(services: &[Arc<HttpService>]) -> (Vec<HttpClaim>, Vec<String>) {
                     }
                     _ => {
                         claim.weighted = route.weight.is_some();
+                        if claim.choices.is_empty() {
+                            claim.prefix_end = route.prefix_end;
+                        }
                         claim.choices.push(choice);
                     }
                 }
@@ -83,12 +103,24 @@ pub fn decide(services: &[Arc<HttpService>]) -> (Vec<HttpClaim>, Vec<String>) {
     let claim = |((host, prefix, tls), claimants): ((&str, &str, bool), Claimants)| HttpClaim {
         host: host.to_owned(),
         prefix: prefix.to_owned(),
+        prefix_end: claimants.prefix_end,
         tls,
         choices: claimants.choices,
     };
     // A route on both listeners meets the same other route on both.
     problems.dedup();
     (claims.into_iter().map(claim).collect(), problems)
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes it so")]
+fn is_segment(end: &PrefixEnd) -> bool {
+    *end == PrefixEnd::Segment
+}
+
+/// Whether requests with TLS for the route are left to one of these, by host, which have TLS alone and keep clients out.
+fn yields_tls(route: &HttpRoute, closed: &BTreeMap<&str, Vec<&HttpRoute>>) -> bool {
+    let hosts = route.hosts.iter().map(String::as_str).chain(["*"]);
+    route.yields_tls && hosts.filter_map(|host| closed.get(host)).flatten().any(|other| route.takes_from(other))
 }
 
 /// The first route of a host.
@@ -104,10 +136,11 @@ struct Claimants {
     choices: Vec<HttpChoice>,
     /// All of them name a weight.
     weighted: bool,
+    prefix_end: PrefixEnd,
 }
 
 #[cfg(test)]
-pub(super) mod tests {
+pub(crate) mod tests {
     use super::*;
     use crate::model::Timestamp;
     use crate::model::http::{HTTP, HttpLabels, HttpRoute};
@@ -166,6 +199,35 @@ pub(super) mod tests {
         let owners: Vec<_> = claims.iter().map(|claim| (claim.tls, claim.choices[0].service.to_string())).collect();
         assert_eq!(owners, [(false, "p".to_owned()), (true, "t".to_owned())]);
         assert_eq!(problems.len(), 2, "{problems:?}");
+    }
+
+    #[test]
+    fn a_router_that_names_no_entry_point_leaves_tls_to_one_that_has_it() {
+        let of = |name: &str, created, hosts: &str, entry| {
+            let service = service(name, created, hosts, None);
+            let allow = if entry == HttpEntry::Tls { vec!["192.0.2.0/24".parse().unwrap()] } else { Vec::new() };
+            let route = |route: &HttpRoute| HttpRoute {
+                entry,
+                allow: allow.clone(),
+                yields_tls: entry == HttpEntry::Both,
+                ..route.clone()
+            };
+            Arc::new(HttpService { routes: service.routes.iter().map(route).collect(), ..(*service).clone() })
+        };
+        for (open, closed, yields) in [
+            ("a.b/admin", "a.b", true),
+            ("a.b", "*/admin", true),
+            ("*", "a.b", false),
+            ("a.b", "a.b/admin", false),
+            ("a.b", "c.d", false),
+        ] {
+            let services = [of("open", 1, open, HttpEntry::Both), of("closed", 2, closed, HttpEntry::Tls)];
+            let (claims, problems) = decide(&services);
+            let has_tls = claims.iter().any(|claim| claim.tls && claim.choices[0].service.as_str() == "open");
+            assert_eq!((has_tls, problems.len()), (!yields, usize::from(yields)), "{open} {closed}: {problems:?}");
+        }
+        let (claims, problems) = decide(&[of("open", 1, "a.b", HttpEntry::Both)]);
+        assert_eq!((claims.len(), problems.len()), (2, 0), "no other one has TLS");
     }
 
     #[test]
