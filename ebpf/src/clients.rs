@@ -6,10 +6,8 @@ use crate::ctx::{is_for_host, raw, seconds};
 use crate::flows::{
     Found, add_flow, add_reply, begin_again, find_flow, find_reply, follow_client, remove_established, replace_reply,
 };
-use crate::maps::{
-    BACKENDS, FRAGMENTS, LOCALS, PORT_COUNTS, PORTS, add, backend_at, config, count, is_source, is_taking_over, lookup,
-    lookup_lru,
-};
+use crate::fragments::{find_first, record_first, remove_earlier};
+use crate::maps::{BACKENDS, LOCALS, PORT_COUNTS, PORTS, add, backend_at, config, count, is_source, is_taking_over, lookup};
 use crate::parse::{Packet, PacketKind, parse};
 use crate::seen::{left, unread};
 use crate::verdict::Verdict;
@@ -19,8 +17,8 @@ use aya_ebpf::helpers::generated::{bpf_fib_lookup, bpf_sk_release, bpf_skc_looku
 use aya_ebpf::programs::TcContext;
 use skep_ebpf::packet::{ACK, ETHERNET, FIN, RST, SYN, TCP, UDP, byte, container6, mapped};
 use skep_ebpf::{
-    AFFINITY, Address, Config, Counter, FRAGMENT_TIMEOUT, Flow, FragmentState, Frontend, GUARDED, NO_CLIENT, NODE, Port, Reply,
-    SYN_KNOWN, TAKEOVER_SILENCE, Tuple, V4 as Ipv4, client_hash, elapsed, is_zero, same_address, slot,
+    AFFINITY, Address, Config, Counter, Flow, Frontend, GUARDED, NO_CLIENT, NODE, Port, Reply, SYN_KNOWN, TAKEOVER_SILENCE,
+    Tuple, V4 as Ipv4, client_hash, elapsed, is_zero, same_address, slot,
 };
 
 /// State of a listening socket.
@@ -45,27 +43,18 @@ pub fn from_uplink(ctx: &TcContext) -> Result<Verdict, Verdict> {
     let Some(config) = config() else { return Ok(Verdict::Pass) };
     let now = seconds();
     if packet.is(PacketKind::LaterFragment) {
-        let Some(state) = lookup_lru(&FRAGMENTS, &packet.fragment_key()) else { return Ok(Verdict::Pass) };
-        if elapsed(now, state.seen) > FRAGMENT_TIMEOUT {
-            return Ok(Verdict::Pass);
-        }
+        let Some(state) = find_first(packet) else { return Ok(Verdict::Pass) };
         nat_rewrite(ctx, packet, End::Destination, &state.address, 0, 0)?;
         count(Counter::PortIn);
         remove_priority_tag(ctx)?;
         return Ok(Verdict::RedirectPeer(config.host_end));
     }
     let Some(flow) = select_flow(ctx, packet, config, now)? else {
-        if packet.is(PacketKind::FirstFragment) {
-            // The identification may be that of an earlier datagram, whose state later fragments must not follow.
-            let _ = FRAGMENTS.remove(packet.fragment_key());
-        }
+        remove_earlier(packet);
         return Ok(Verdict::Pass);
     };
     let to = container_address(config, packet.family, flow.backend);
-    if packet.is(PacketKind::FirstFragment) {
-        let state = FragmentState { address: to, entry: [0; 2], device: 0, seen: now };
-        let _ = FRAGMENTS.insert(packet.fragment_key(), state, 0);
-    }
+    record_first(packet, &to, [0; 2], 0);
     nat_rewrite(ctx, packet, End::Destination, &to, flow.target, flow.client_port)?;
     count(if packet.is(PacketKind::IcmpError) { Counter::IcmpError } else { Counter::PortIn });
     remove_priority_tag(ctx)?;

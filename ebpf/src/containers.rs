@@ -4,9 +4,9 @@
 use crate::change::{End, RewriteFailed, nat_rewrite, set_port};
 use crate::ctx::{ethertype, ifindex, raw, seconds};
 use crate::flows::{add_flow, add_reply, find_flow, find_reply, follow_client, follow_container, remove_established};
+use crate::fragments::{find_first, record_first, remove_earlier};
 use crate::maps::{
-    BACKENDS, FRAGMENTS, VIP_COUNTS, VIPS, add, backend_at, config, count, lookup, lookup_lru, note_vip_packet, subnet_of,
-    vip_packets_seen,
+    BACKENDS, VIP_COUNTS, VIPS, add, backend_at, config, count, lookup, note_vip_packet, subnet_of, vip_packets_seen,
 };
 use crate::mesh::{send_to_node, translate_known_reply};
 use crate::parse::{ETH_V4, ETH_V6, Packet, PacketKind, parse};
@@ -16,9 +16,7 @@ use crate::verdict::Verdict;
 use aya_ebpf::helpers::generated::bpf_l4_csum_replace;
 use aya_ebpf::programs::TcContext;
 use skep_ebpf::packet::{ETHERNET, ICMP, ICMP6, REPLY, TCP, V4, V6, byte, has_more, is_plain, mapped};
-use skep_ebpf::{
-    Address, Backend, Counter, Flow, FragmentState, Reply, V4 as Ipv4, Vip, client_hash, hook_number, is_zero, slot,
-};
+use skep_ebpf::{Address, Backend, Counter, Flow, Reply, V4 as Ipv4, Vip, client_hash, hook_number, is_zero, slot};
 
 /// From a container.
 #[inline(always)]
@@ -26,8 +24,7 @@ pub fn from_container(ctx: &TcContext) -> Result<Verdict, Verdict> {
     let Some(packet) = parse(ctx, ETHERNET) else { return answer_echo(ctx) };
     let Some(config) = config() else { return Ok(Verdict::Pass) };
     if packet.is(PacketKind::LaterFragment) {
-        let Some(state) = lookup_lru(&FRAGMENTS, &packet.fragment_key()) else { return Ok(Verdict::Pass) };
-        let state = *state;
+        let Some(state) = find_first(packet) else { return Ok(Verdict::Pass) };
         verify_source(packet)?;
         if !is_zero(&state.entry) {
             return send_to_node(ctx, config, REPLY, state.entry);
@@ -40,7 +37,10 @@ pub fn from_container(ctx: &TcContext) -> Result<Verdict, Verdict> {
     if packet.family == 4 && config.is_off_ingress(packet.tuple.source[3]) && !vip_packets_seen() {
         return to_virtual(ctx, packet);
     }
-    let Some(found) = find_reply(&packet.tuple) else { return to_virtual(ctx, packet) };
+    let Some(found) = find_reply(&packet.tuple) else {
+        remove_earlier(packet);
+        return to_virtual(ctx, packet);
+    };
     let reply = found.get();
     verify_source(packet)?;
     if is_zero(&reply.entry) {
@@ -48,10 +48,7 @@ pub fn from_container(ctx: &TcContext) -> Result<Verdict, Verdict> {
         return Ok(Verdict::RedirectPeer(if reply.device != 0 { reply.device } else { config.mesh_end }));
     }
     let entry = reply.entry;
-    if packet.is(PacketKind::FirstFragment) {
-        let state = FragmentState { address: [0; 4], entry, device: 0, seen: seconds() };
-        let _ = FRAGMENTS.insert(packet.fragment_key(), state, 0);
-    }
+    record_first(packet, &[0; 4], entry, 0);
     follow_container(packet, &found);
     set_port(ctx, packet, End::Destination, reply.client_port)?;
     send_to_node(ctx, config, REPLY, entry)

@@ -3,12 +3,13 @@
 use crate::clients::route;
 use crate::ctx::{ethertype, ifindex, raw, seconds};
 use crate::flows::{add_flow, find_flow};
-use crate::maps::{BACKENDS, FRAGMENTS, LOCALS, PORTS, UPLINKS, config, count, lookup, lookup_lru};
+use crate::fragments::{find_first, record_first, remove_earlier};
+use crate::maps::{BACKENDS, LOCALS, PORTS, UPLINKS, config, count, lookup};
 use crate::parse::{ETH_V4, ETH_V6, PacketKind, parse};
 use crate::verdict::Verdict;
 use aya_ebpf::programs::TcContext;
 use skep_ebpf::packet::{ETHERNET, TCP, UDP, V4, V6, byte, is_plain, mapped};
-use skep_ebpf::{Counter, Flow, FragmentState, Port, PortNumber, USERSPACE_MARK, V4 as Ipv4};
+use skep_ebpf::{Counter, Flow, Port, PortNumber, USERSPACE_MARK, V4 as Ipv4};
 
 /// Value of `tc_index` by which `out_uplink` recognizes the packets of `to_uplink`.
 const REPLY_MARK: u16 = 0x5e7e;
@@ -30,19 +31,20 @@ pub fn to_uplink(ctx: &TcContext) -> Result<Verdict, Verdict> {
 fn client_device(ctx: &TcContext) -> Option<u32> {
     let packet = parse(ctx, ETHERNET)?;
     if packet.is(PacketKind::LaterFragment) {
-        return Some(lookup_lru(&FRAGMENTS, &packet.fragment_key())?.device);
+        return Some(find_first(packet)?.device);
     }
     packet.fill_reverse();
-    let mut device = find_flow(&packet.reverse)?.get().ifindex;
+    let Some(found) = find_flow(&packet.reverse) else {
+        remove_earlier(packet);
+        return None;
+    };
+    let mut device = found.get().ifindex;
     let (result, routed) = route(ctx, packet.family, &packet.source, &packet.destination, device);
     // `BPF_FIB_LKUP_RET_SUCCESS`, `_NO_NEIGH`, `_FRAG_NEEDED`: there is a route.
     if routed != device && matches!(result, 0 | 7 | 8) && lookup(&UPLINKS, &routed).is_some() {
         device = routed;
     }
-    if packet.is(PacketKind::FirstFragment) {
-        let state = FragmentState { address: packet.source, entry: [0; 2], device, seen: seconds() };
-        let _ = FRAGMENTS.insert(packet.fragment_key(), state, 0);
-    }
+    record_first(packet, &packet.source, [0; 2], device);
     Some(device)
 }
 

@@ -9,15 +9,15 @@ use crate::flows::{
     Found, add_flow, add_reply, fill_client, find_flow, find_reply, follow_client, follow_container, leave_backend, remove_flow,
     replace_reply,
 };
-use crate::maps::{BACKENDS, FRAGMENTS, TARGETS, config, count, lookup, lookup_lru, vip_packets_seen};
+use crate::fragments::{find_first, record_first, remove_earlier};
+use crate::maps::{BACKENDS, TARGETS, config, count, lookup, vip_packets_seen};
 use crate::parse::{ETH_V4, ETH_V6, Packet, PacketKind, parse};
 use crate::refuse::refuse;
 use crate::verdict::Verdict;
 use aya_ebpf::programs::TcContext;
 use skep_ebpf::packet::{ETHERNET, IN_V4, IN_V6, REPLY, REQUEST, TCP, byte, has_more, is_plain, translated};
 use skep_ebpf::{
-    Address, Backend, Config, Counter, Flow, FragmentState, INGRESS, Prefix, Reply, TAKEOVER_SILENCE, Target, elapsed, is_zero,
-    same_node,
+    Address, Backend, Config, Counter, Flow, INGRESS, Prefix, Reply, TAKEOVER_SILENCE, Target, elapsed, is_zero, same_node,
 };
 
 /// Sends a packet with an Ethernet header to another node; `direction` is [`REQUEST`] or [`REPLY`].
@@ -200,13 +200,13 @@ fn forward_reply(ctx: &TcContext, packet: &mut Packet, config: &Config, from: Pr
 #[inline(always)]
 pub fn translate_reply(ctx: &TcContext, packet: &mut Packet) -> Result<(), Verdict> {
     if packet.is(PacketKind::LaterFragment) {
-        let state = lookup_lru(&FRAGMENTS, &packet.fragment_key()).ok_or(Verdict::Drop(Counter::DropFlow))?;
+        let state = find_first(packet).ok_or(Verdict::Drop(Counter::DropFlow))?;
         return Ok(nat_rewrite(ctx, packet, End::Source, &state.address, 0, 0)?);
     }
-    let found = find_reply(&packet.tuple).ok_or(Verdict::Drop(Counter::DropFlow))?;
-    if !is_zero(&found.get().entry) {
+    let Some(found) = find_reply(&packet.tuple).filter(|found| is_zero(&found.get().entry)) else {
+        remove_earlier(packet);
         return Err(Verdict::Drop(Counter::DropFlow));
-    }
+    };
     translate_known_reply(ctx, packet, &found)
 }
 
@@ -214,10 +214,7 @@ pub fn translate_reply(ctx: &TcContext, packet: &mut Packet) -> Result<(), Verdi
 #[inline(always)]
 pub fn translate_known_reply(ctx: &TcContext, packet: &mut Packet, found: &Found<Reply>) -> Result<(), Verdict> {
     let reply = found.get();
-    if packet.is(PacketKind::FirstFragment) {
-        let state = FragmentState { address: reply.address, entry: [0; 2], device: reply.device, seen: seconds() };
-        let _ = FRAGMENTS.insert(packet.fragment_key(), state, 0);
-    }
+    record_first(packet, &reply.address, [0; 2], reply.device);
     if packet.is(PacketKind::IcmpError) {
         count(Counter::IcmpError);
         if packet.tuple.protocol != TCP && is_port_unreachable(ctx, packet) {

@@ -9,6 +9,7 @@ mod calls;
 mod calls6;
 mod errors;
 mod flows;
+mod fragments;
 mod fragments6;
 mod headers;
 mod io_uring;

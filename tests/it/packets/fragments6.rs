@@ -3,7 +3,7 @@
 use super::build::*;
 use super::kernel::*;
 use skep_ebpf::packet::{REQUEST, V6};
-use skep_ebpf::{Backend, FRAGMENT_TIMEOUT, FragmentKey, FragmentState, INGRESS, Prefix};
+use skep_ebpf::{Backend, FRAGMENT_TIMEOUT, INGRESS, Prefix};
 
 const CLIENT: &str = "[2001:db8:1::9]:40000";
 const PORT: &str = "[2001:db8::1]:8080";
@@ -75,16 +75,7 @@ fn fragments_of_a_datagram_of_the_host_do_not_follow_an_earlier_datagram() {
             assert_eq!(arrives(kernel, &frame).is_some(), taken, "{frame:?}");
         }
         assert!(arrives(kernel, &first(CLIENT, PORT, 7)).is_some());
-        let key = FragmentKey {
-            source: address("2001:db8:1::9"),
-            destination: address("2001:db8::1"),
-            id: 7_u32.to_be(),
-            protocol: UDP,
-            zero: [0; 3],
-        };
-        let mut state: FragmentState = kernel.get("FRAGMENTS", key).expect("state of the first fragment");
-        state.seen = state.seen.wrapping_sub(FRAGMENT_TIMEOUT + 1);
-        kernel.set("FRAGMENTS", key, state);
+        kernel.age_fragments(FRAGMENT_TIMEOUT + 1);
         assert_eq!(arrives(kernel, &later(CLIENT, PORT, 7)), None, "too old");
     });
 }

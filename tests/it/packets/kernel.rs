@@ -11,8 +11,9 @@ use aya::{Ebpf, EbpfLoader, Pod};
 use rustix::thread::{UnshareFlags, gettid, unshare_unsafe};
 use skep_ebpf::packet::mapped;
 use skep_ebpf::{
-    Address, Backend, Config, Counter, Flow, Frontend, INGRESS, NODE, NetnsMembership, Port, Prefix, RefusalEvent, RefusalKey,
-    Reply, SlotBlock, Source, Subnet6, Target, Tuple, V4, Watch, WatchedSecond, convert, namespace_mark,
+    Address, Backend, Config, Counter, Flow, FragmentKey, FragmentState, Frontend, INGRESS, NODE, NetnsMembership, Port, Prefix,
+    RefusalEvent, RefusalKey, Reply, SlotBlock, Source, Subnet6, Target, Tuple, V4, Watch, WatchedSecond, convert,
+    namespace_mark,
 };
 use std::fs::File;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -125,24 +126,39 @@ impl Drop for ThreadCgroup {
     }
 }
 
+/// Constants of the programs.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Constants {
+    Usual,
+    /// The network namespace is the host's.
+    Host,
+    /// Packets of the tunnel have a link header.
+    Trace,
+}
+
 /// Runs a test in network and mount namespaces of its own, which end with it.
 pub fn in_namespaces(test: impl FnOnce(&mut Kernel) + Send) {
-    run_in_namespaces(false, test);
+    run_in_namespaces(Constants::Usual, test);
 }
 
 /// The same, with programs to which the network namespace is the host's.
 pub fn in_host_namespace(test: impl FnOnce(&mut Kernel) + Send) {
-    run_in_namespaces(true, test);
+    run_in_namespaces(Constants::Host, test);
 }
 
-fn run_in_namespaces(in_host: bool, test: impl FnOnce(&mut Kernel) + Send) {
+/// The same, with programs as `skep trace` runs them: packets of the tunnel have an Ethernet header, as the kernel's test runs make
+/// them, so that encapsulated ones can be unpacked.
+pub fn in_trace(test: impl FnOnce(&mut Kernel) + Send) {
+    run_in_namespaces(Constants::Trace, test);
+}
+
+fn run_in_namespaces(constants: Constants, test: impl FnOnce(&mut Kernel) + Send) {
     let outcome = std::thread::scope(|scope| {
         let inside = scope.spawn(|| {
             let cgroups = super::super::bpf::cgroup();
             // SAFETY: file descriptors stay shared; only this thread's namespaces change.
             unsafe { unshare_unsafe(UnshareFlags::NEWNET | UnshareFlags::NEWNS | UnshareFlags::FS) }.expect("root");
-            let host = if in_host { netns_cookie() } else { 0 };
-            test(&mut Kernel::load(cgroups, host));
+            test(&mut Kernel::load(cgroups, constants));
         });
         inside.join()
     });
@@ -217,7 +233,7 @@ pub fn netns_cookie() -> u64 {
 }
 
 impl Kernel {
-    fn load(cgroups: File, host: u64) -> Self {
+    fn load(cgroups: File, constants: Constants) -> Self {
         for line in [
             "mount --make-rprivate /",
             "mount -t sysfs sysfs /sys",
@@ -242,7 +258,10 @@ impl Kernel {
         let mut loader = EbpfLoader::new();
         loader.override_global("HAS_SET_RETVAL", &1_u32, true);
         loader.override_global("FLOWS_PER_SOURCE", &FLOWS_PER_SOURCE, true);
+        let host = if constants == Constants::Host { netns_cookie() } else { 0 };
         loader.override_global("HOST_NAMESPACE", &host, true);
+        let is_test_run = u32::from(constants == Constants::Trace);
+        loader.override_global("IS_TEST_RUN", &is_test_run, true);
         for map in FLOW_MAPS {
             loader.map_max_entries(map, FLOWS);
         }
@@ -318,6 +337,17 @@ impl Kernel {
         let (table, mut reply) = self.reply(from, to, protocol).expect("a reply entry");
         change(&mut reply);
         self.set(table, tuple(from, to, protocol), reply);
+    }
+
+    /// Lets seconds pass for every fragmented datagram.
+    pub fn age_fragments(&mut self, seconds: u32) {
+        let mut map = self.map::<FragmentKey, FragmentState>("FRAGMENTS");
+        let known: Vec<_> = map.iter().flatten().collect();
+        assert!(!known.is_empty(), "no state of a first fragment");
+        for (key, mut state) in known {
+            state.seen = state.seen.wrapping_sub(seconds);
+            map.insert(key, state, 0).unwrap();
+        }
     }
 
     /// Number of entries.

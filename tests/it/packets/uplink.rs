@@ -2,7 +2,7 @@
 
 use super::build::*;
 use super::kernel::*;
-use skep_ebpf::{Backend, Counter, FRAGMENT_TIMEOUT, FragmentKey, FragmentState, GUARDED, NO_CLIENT, Source, USERSPACE_MARK};
+use skep_ebpf::{Backend, Counter, GUARDED, NO_CLIENT, Source, USERSPACE_MARK};
 
 const CLIENT: &str = "203.0.113.9:40000";
 const PORT: &str = "192.0.2.1:8080";
@@ -149,19 +149,6 @@ fn a_connection_to_a_backend_that_is_gone_is_selected_again() {
     });
 }
 
-/// Review finding 13: an identification is used again; pieces of the host's datagrams are the host's.
-#[test]
-fn fragments_of_a_datagram_of_the_host_do_not_follow_an_earlier_datagram() {
-    in_namespaces(|kernel| {
-        published(kernel);
-        let piece = |to: &str, offset: u16, more: bool| Frame::udp(CLIENT, to).fragment(7, offset, more);
-        assert_eq!(task(kernel, &piece(PORT, 0, true)), Some(ONE));
-        assert_eq!(task(kernel, &piece(PORT, 16, false)), Some(ONE));
-        assert_eq!(task(kernel, &piece("192.0.2.1:9999", 0, true)), None);
-        assert_eq!(task(kernel, &piece("192.0.2.1:9999", 16, false)), None, "its later fragment");
-    });
-}
-
 /// Review finding 9: datagrams between two published ports of nodes would never end.
 #[test]
 fn a_datagram_of_another_node_s_published_port_is_no_request() {
@@ -250,28 +237,6 @@ fn a_datagram_flow_is_selected_again_after_it_was_idle() {
         assert_eq!(task(kernel, &frame), Some(ONE), "in use");
         kernel.change_flow(CLIENT, PORT, UDP, |flow| flow.seen = flow.seen.wrapping_sub(UDP_IDLE + 1));
         assert_eq!(task(kernel, &frame), Some(TWO));
-    });
-}
-
-/// Review finding 13: identifications repeat; state of fragments has an age.
-#[test]
-fn later_fragments_follow_the_first_one_for_a_bounded_time() {
-    in_namespaces(|kernel| {
-        published(kernel);
-        let later = Frame::udp(CLIENT, PORT).fragment(7, 16, false);
-        assert_eq!(task(kernel, &Frame::udp(CLIENT, PORT).fragment(7, 0, true)), Some(ONE));
-        assert_eq!(task(kernel, &later), Some(ONE));
-        let key = FragmentKey {
-            source: address("203.0.113.9"),
-            destination: address("192.0.2.1"),
-            id: u32::from(7_u16.to_be()),
-            protocol: UDP,
-            zero: [0; 3],
-        };
-        let mut state: FragmentState = kernel.get("FRAGMENTS", key).expect("state of the first fragment");
-        state.seen = state.seen.wrapping_sub(FRAGMENT_TIMEOUT + 1);
-        kernel.set("FRAGMENTS", key, state);
-        assert_eq!(task(kernel, &later), None);
     });
 }
 
