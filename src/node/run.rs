@@ -136,9 +136,6 @@ fn open(settings: Settings, state_dir: StateDir) -> anyhow::Result<(Arc<Daemon>,
 fn serve(daemon: &Arc<Daemon>, servers: &Supervisor) -> anyhow::Result<()> {
     let settings = &daemon.env.settings;
     let shutdown = &servers.stop;
-    let admin = http::bind_unix(&settings.admin_socket())?;
-    let router = crate::admin::router(daemon.clone());
-    serve_on(servers, "admin socket", admin, move |socket, stop| http::serve_unix(socket, router.clone(), stop));
     let page = http::bind_unix(&dashboard_socket(&settings.run_dir))?;
     let sockets =
         DaemonSockets { admin: UnixClient::new(settings.admin_socket()), docker: UnixClient::new(settings.docker_socket()) };
@@ -179,6 +176,10 @@ fn serve(daemon: &Arc<Daemon>, servers: &Supervisor) -> anyhow::Result<()> {
     }
     servers.keep("events", api.event_follower(shutdown.clone()));
     serve_on(servers, "Docker API", socket, move |socket, stop| api.clone().serve(socket, stop));
+    // Last: once the daemon's health is answered, its other sockets accept connections.
+    let admin = http::bind_unix(&settings.admin_socket())?;
+    let router = crate::admin::router(daemon.clone());
+    serve_on(servers, "admin socket", admin, move |socket, stop| http::serve_unix(socket, router.clone(), stop));
     Ok(())
 }
 
