@@ -6,6 +6,7 @@
 
 mod config;
 pub mod core;
+mod image_fetch;
 pub mod ledger;
 mod local_restarts;
 pub mod plan;

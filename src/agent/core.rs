@@ -2,12 +2,12 @@
 //! the [`plan`](super::plan::plan()) after every event and turns its steps into calls. Each call has a number, so that an
 //! answer that is late or out of order is recognised.
 
+use super::image_fetch::ImageFetch;
 use super::local_restarts::ALONE_AFTER;
 use super::plan::{self, PlanTimes, TaskStep};
 use super::task_record::{StepKind, TaskRecord};
 use crate::model::{
-    NetworkId, NodeId, NodeView, Payload, PayloadId, PullAuth, Revision, Task, TaskId, TaskState, TaskStatus, Timestamp,
-    view::NetworkPart,
+    NetworkId, NodeId, NodeView, Payload, PayloadId, Revision, Task, TaskId, TaskState, TaskStatus, Timestamp, view::NetworkPart,
 };
 use crate::runtime::{
     Container, ContainerPlan, ContainerState, EngineError, FilePlan, Health, LocalNetwork, NetworkPlan, task_files,
@@ -84,8 +84,8 @@ pub enum Effect {
 /// A call to the engine.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Job {
-    /// Pull this image unless the engine has it, with these credentials.
-    Fetch(String, Option<PullAuth>),
+    /// Have the engine fetch an image.
+    Fetch(ImageFetch),
     /// Create these networks.
     Connect(Vec<NetworkPlan>),
     /// Write the task's secrets and configs.
@@ -591,7 +591,7 @@ impl Core {
         let container = || self.containers.get(id).map(|c| c.id.clone());
         let task = self.tasks.get(id);
         Some(match kind {
-            StepKind::Fetch => Job::Fetch(task?.spec.container_spec.image.clone(), task?.pull_auth.clone()),
+            StepKind::Fetch => Job::Fetch(ImageFetch::of(task?)),
             StepKind::Connect => {
                 let networks: Vec<NetworkPlan> = self.attachments(task?)?.into_iter().map(|(network, _)| network).collect();
                 // Waits while a network of that name is being removed.

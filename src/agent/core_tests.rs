@@ -23,7 +23,7 @@ fn text(effects: &[Effect]) -> String {
     let line = |effect: &Effect| match effect {
         Effect::Report(task, status) => TaskStep::Report(task.clone(), status.clone()).to_string(),
         Effect::Run(task, number, job) => match job {
-            Job::Fetch(image, _) => format!("{number}: fetch {image} for {task}"),
+            Job::Fetch(fetch) => format!("{number}: fetch {} for {task}", fetch.image),
             Job::Connect(networks) => {
                 format!("{number}: connect {}", networks.iter().map(|n| n.name.as_str()).collect::<Vec<_>>().join(" "))
             }

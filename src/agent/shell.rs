@@ -3,6 +3,7 @@
 
 use super::AgentConfig;
 use super::core::{Core, CoreConfig, Effect, Event, Job};
+use super::image_fetch::ImageFetch;
 use super::task_record::RETRY;
 use crate::clock::Clock;
 use crate::model::node::NodeDescription;
@@ -269,9 +270,9 @@ impl EngineWorker {
                 let _permit = self.stops.acquire().await;
                 self.carry_out(job).await
             }
-            Job::Fetch(image, _) => {
+            Job::Fetch(fetch) => {
                 // An image that the engine has needs no permit.
-                if self.engine.has_image(image).await? {
+                if fetch.takes_present() && self.engine.has_image(&fetch.image).await? {
                     return Ok(None);
                 }
                 let _permit = self.pulls.acquire().await;
@@ -286,16 +287,7 @@ impl EngineWorker {
 
     async fn carry_out(&self, job: Job) -> Result<Option<String>, EngineError> {
         match job {
-            Job::Fetch(image, auth) => {
-                // Another task may have pulled it meanwhile.
-                if !self.engine.has_image(&image).await? {
-                    // A node that has started from its ledger: the next session brings them.
-                    if auth.as_ref().is_some_and(PullAuth::is_withheld) {
-                        return Err(EngineError::Busy(format!("the credentials to pull {image} come with the next session")));
-                    }
-                    self.engine.pull(&image, auth.as_ref()).await?;
-                }
-            }
+            Job::Fetch(fetch) => self.fetch(&fetch).await?,
             Job::Connect(networks) => {
                 for network in &networks {
                     self.engine.ensure_network(network).await?;
@@ -313,6 +305,25 @@ impl EngineWorker {
             Job::Remove(container) => self.engine.remove(&container).await?,
         }
         Ok(None)
+    }
+
+    async fn fetch(&self, fetch: &ImageFetch) -> Result<(), EngineError> {
+        let ImageFetch { image, auth, .. } = fetch;
+        // Another task may have pulled it meanwhile.
+        if fetch.takes_present() && self.engine.has_image(image).await? {
+            return Ok(());
+        }
+        if auth.as_ref().is_some_and(PullAuth::is_withheld) {
+            return Err(EngineError::Busy(format!("the credentials to pull {image} come with the next session")));
+        }
+        match self.engine.pull(image, auth.as_ref()).await {
+            // As in Swarm: an image of the node itself, or one whose registry does not answer, is used as it is.
+            Err(error) if self.engine.has_image(image).await? => {
+                tracing::warn!(%image, %error, "cannot pull an image, the one that the node has is used");
+                Ok(())
+            }
+            pulled => pulled,
+        }
     }
 
     async fn template_context(&self, task: &Task) -> Result<TemplateContext, EngineError> {

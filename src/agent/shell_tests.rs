@@ -232,6 +232,34 @@ async fn a_task_whose_credentials_are_not_known_yet_waits_for_them_unless_its_im
     agent.until("missing", TaskState::Running).await;
 }
 
+/// As in Swarm: a tag may be another image by now, a digest is not.
+#[tokio::test]
+async fn a_tag_is_pulled_again_and_the_nodes_own_image_is_used_where_that_fails() {
+    let mut agent = AgentFixture::new(engine());
+    let digest = format!("web@sha256:{}", "a".repeat(64));
+    {
+        let mut state = agent.engine.state();
+        for image in ["moved:1", &digest] {
+            state.images.insert(image.to_owned());
+            state.registry.insert(image.to_owned());
+        }
+    }
+    let with = |id: &str, image: &str| {
+        let mut t = task(id);
+        std::sync::Arc::make_mut(&mut t.spec).container_spec.image = image.to_owned();
+        t
+    };
+    // Another task of the template has failed: its successor uses what the node has.
+    let mut successor = with("again", "moved:1");
+    successor.failures.add(None, TaskState::Failed);
+    agent.want(&[with("tag", "moved:1"), with("local", "web:1"), with("digest", &digest), successor]);
+    for id in ["tag", "local", "digest", "again"] {
+        agent.until(id, TaskState::Running).await;
+    }
+    let pulls: Vec<String> = agent.engine.state().calls.iter().filter(|call| call.starts_with("pull")).cloned().collect();
+    assert_eq!(pulls, ["pull moved:1"], "once, by the first task");
+}
+
 #[tokio::test]
 async fn leaving_removes_all_containers_and_networks_of_skep() {
     let engine = engine();

@@ -160,12 +160,15 @@ impl Engine for FakeEngine {
     }
 
     async fn pull(&self, reference: &str, auth: Option<&PullAuth>) -> Result<(), EngineError> {
-        let time = self.up()?.pull_time;
+        let time = {
+            let state = self.up()?;
+            if !state.registry.contains(reference) || state.private.get(reference).is_some_and(|needed| Some(needed) != auth) {
+                return Err(EngineError::Refused(format!("pull access denied for {reference}")));
+            }
+            state.pull_time
+        };
         tokio::time::sleep(time).await;
         let mut state = self.up()?;
-        if !state.registry.contains(reference) || state.private.get(reference).is_some_and(|needed| Some(needed) != auth) {
-            return Err(EngineError::Refused(format!("pull access denied for {reference}")));
-        }
         state.calls.push(format!("pull {reference}"));
         state.images.insert(reference.to_owned());
         Ok(())
