@@ -24,6 +24,7 @@ mod limits;
 mod listening;
 mod liveness;
 mod placement;
+mod placement_changes;
 mod proof;
 mod rebalance;
 mod restarts;

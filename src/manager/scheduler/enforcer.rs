@@ -11,7 +11,7 @@
 use super::generic::GenericUse;
 use crate::manager::limits::BATCH;
 use crate::model::constraint::Constraints;
-use crate::model::{Availability, Node, NodeId, NodeState, ServiceId, SlotKey, Task, TaskEnd, TaskState, Timestamp};
+use crate::model::{Availability, Node, NodeId, NodeState, Service, ServiceId, SlotKey, Task, TaskEnd, TaskState, Timestamp};
 use crate::store::{Action, Store, changed};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -69,11 +69,9 @@ fn to_evict<'a>(node: &Node, store: &'a Store) -> Vec<&'a Task> {
     let mut generic = GenericUse::default();
     let mut out = Vec::new();
     for task in tasks {
-        // The constraints of today: a change of them alone replaces no task that meets the new ones.
-        let met = *constraints.entry((&task.service_id, task.spec_version)).or_insert_with(|| {
-            let service = store.service(&task.service_id);
-            Constraints::of(service.map_or(&task.spec, |service| &service.spec.task_template)).are_met_by(node)
-        });
+        let met = *constraints
+            .entry((&task.service_id, task.spec_version))
+            .or_insert_with(|| are_constraints_met(task, store.service(&task.service_id), node));
         if !met {
             out.push(task);
             continue;
@@ -93,6 +91,16 @@ fn to_evict<'a>(node: &Node, store: &'a Store) -> Vec<&'a Task> {
         generic.count(&task.generic_resources, true);
     }
     out
+}
+
+/// Whether the task may be on the node. The constraints of today count: a change of them alone replaces no task that meets the new ones.
+/// While an update goes on, or is paused, it is what moves tasks to where the new ones are met, in its order and as far as there is room:
+/// tasks that meet their own are not taken from it.
+fn are_constraints_met(task: &Task, service: Option<&Service>, node: &Node) -> bool {
+    let own = || Constraints::of(&task.spec).are_met_by(node);
+    let Some(service) = service else { return own() };
+    let is_updated = service.update.as_ref().is_some_and(|update| update.state.is_active() || update.state.is_paused());
+    Constraints::of(&service.spec.task_template).are_met_by(node) || (is_updated && own())
 }
 
 fn evict(task: &Task, has_ends: bool, now: Timestamp) -> Action {

@@ -3,7 +3,7 @@
 use super::load::{HostPort, fixed_host_ports};
 use crate::model::constraint::Constraints;
 use crate::model::placement_labels::PlacementLabels;
-use crate::model::task::{GenericResource, Platform};
+use crate::model::task::{GenericResource, Placement, Platform};
 use crate::model::{Service, ServiceId, Task, TaskSpec};
 use crate::store::Store;
 use std::collections::BTreeMap;
@@ -27,6 +27,8 @@ pub(super) struct TaskNeeds<'a> {
     pub newer: bool,
     /// Most tasks of the service on a node.
     pub max_replicas: Option<usize>,
+    /// What tasks are spread over, from the first preference on.
+    pub spread: Vec<&'a str>,
     pub binpack: bool,
     pub prefer_image: bool,
     /// A node must run a task of each.
@@ -36,10 +38,11 @@ pub(super) struct TaskNeeds<'a> {
 }
 
 impl<'a> TaskNeeds<'a> {
-    pub(super) fn of(task: &'a Task, store: &Store, services: &LabelledServices) -> Self {
+    pub(super) fn of(task: &'a Task, store: &'a Store, services: &LabelledServices) -> Self {
         let spec = &task.spec;
+        let template = template_of(task, store);
         let reserved = spec.resources.as_ref().and_then(|resources| resources.reservations.as_ref());
-        let placement = spec.placement.as_ref();
+        let placement = template.placement.as_ref();
         let max_replicas = placement.map_or(0, |placement| placement.max_replicas);
         let (labels, apart) = services.of(&task.service_id);
         let networks = || task.attachments.iter().filter_map(|attachment| store.network(&attachment.network_id));
@@ -47,7 +50,7 @@ impl<'a> TaskNeeds<'a> {
         Self {
             service: &task.service_id,
             image: &spec.container_spec.image,
-            constraints: Constraints::of(spec),
+            constraints: Constraints::of(template),
             platforms: placement.map_or(&[], |placement| &placement.platforms),
             nano_cpus: reserved.map_or(0, |reserved| reserved.nano_cpus),
             memory_bytes: reserved.map_or(0, |reserved| reserved.memory_bytes),
@@ -57,12 +60,25 @@ impl<'a> TaskNeeds<'a> {
             plugins: plugins_of(spec),
             newer: spec.newer_field_of_nodes().is_some() || networks().any(|network| network.spec.newer_field().is_some()),
             max_replicas: (max_replicas > 0).then(|| usize::try_from(max_replicas).unwrap_or(usize::MAX)),
+            spread: placement.map(spread_over).unwrap_or_default(),
             binpack: labels.binpack,
             prefer_image: labels.prefer_image,
             near: labels.affinity.iter().map(id_of).collect(),
             apart,
         }
     }
+}
+
+/// The template whose placement counts for the task: a change of the placement alone makes no new version of the spec, and replaces
+/// no task.
+pub(super) fn template_of<'a>(task: &'a Task, store: &'a Store) -> &'a TaskSpec {
+    let service = store.service(&task.service_id).filter(|service| service.spec_version == task.spec_version);
+    service.map_or(&task.spec, |service| &service.spec.task_template)
+}
+
+fn spread_over(placement: &Placement) -> Vec<&str> {
+    let spread = placement.preferences.iter().filter_map(|preference| preference.spread.as_ref());
+    spread.map(|spread| spread.spread_descriptor.as_str()).collect()
 }
 
 /// Drivers of volumes and of the log that the engine must have.

@@ -180,9 +180,8 @@ impl<'a> Placer<'a> {
         let mut exclusions = Exclusions::default();
         let mut room: Vec<usize> = Vec::with_capacity(self.nodes.len());
         let mut root = SpreadBranch::default();
-        let preferences = first.spec.placement.iter().flat_map(|placement| &placement.preferences);
-        let over: Vec<&str> = preferences.filter_map(|p| Some(p.spread.as_ref()?.spread_descriptor.as_str())).collect();
-        let values_of = |node: &'a Node| -> Vec<&str> { over.iter().filter_map(|name| label_value(node, name)).collect() };
+        let values_of =
+            |node: &'a Node| -> Vec<&str> { needs.spread.iter().filter_map(|name| label_value(node, name)).collect() };
         for (number, node) in self.nodes.iter().enumerate() {
             let load = self.load_without_leaving(&node.id);
             let load = load.as_deref();

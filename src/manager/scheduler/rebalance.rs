@@ -139,14 +139,12 @@ impl<'a> Balance<'a, '_> {
     }
 
     fn weighed(&self) -> Vec<Weighed<'a>> {
-        let placement = self.service.spec.task_template.placement.as_ref();
-        let preferences = placement.iter().flat_map(|placement| &placement.preferences);
-        let over: Vec<&str> = preferences.filter_map(|p| Some(p.spread.as_ref()?.spread_descriptor.as_str())).collect();
         let failures = self.loads.failures(&self.service.id, self.service.spec_version, self.now);
         let failures = failures.into_iter().map(|(node, weight)| (node.clone(), weight)).collect();
         let ranking = NodeRanking { needs: &self.needs, failures };
         let mut of_branches = BTreeMap::<Vec<&str>, usize>::new();
-        let values = |node: &'a Node| -> Vec<&'a str> { over.iter().filter_map(|name| label_value(node, name)).collect() };
+        let values =
+            |node: &'a Node| -> Vec<&'a str> { self.needs.spread.iter().filter_map(|name| label_value(node, name)).collect() };
         let count = |node: &Node| self.loads.of(&node.id).map_or(0, |load| load.of_service(&self.service.id));
         for node in self.store.nodes() {
             let values = values(node);

@@ -107,8 +107,10 @@ pub fn updated(store: &Store, name: &str, now: Timestamp, change: impl FnOnce(&m
     let service = store.service(&name.into()).unwrap();
     let mut spec = service.spec.clone();
     change(&mut spec);
-    let replaces_tasks = !spec.mode.is_job()
-        && (&spec.task_template, &spec.endpoint_spec) != (&service.spec.task_template, &service.spec.endpoint_spec);
+    // A change of the placement alone replaces no task that has a place.
+    let templates =
+        [&spec, &service.spec].map(|spec| (TaskSpec { placement: None, ..spec.task_template.clone() }, &spec.endpoint_spec));
+    let replaces_tasks = !spec.mode.is_job() && templates[0] != templates[1];
     let change = SpecChange { replaces_tasks, rollback: false, job_run_at: service.job.map(|_| now) };
     set_spec(service, spec, change)
 }
