@@ -252,8 +252,8 @@ pub async fn remove<T: StoredPayload>(request: &ApiRequest, reference: &str) -> 
     let handle = request.store()?;
     let store = handle.read();
     let object = T::find(&store, reference)?;
-    // Not a condition of the write: managers of builds that know no HTTP routes decide the same there.
-    if certified(object, &store).next().is_some() {
+    // Not a condition of the write: managers of earlier builds decide the same there.
+    if certified(object, &store).next().is_some() || rolled_back_to(object, &store).next().is_some() {
         return Err(in_use(object, &store));
     }
     let id = object.id().to_string();
@@ -275,9 +275,19 @@ fn certified<'a, T: StoredPayload>(object: &'a T, store: &'a Store) -> impl Iter
     store.services().filter(|_| T::KIND == Kind::ClusterSecret).filter(named)
 }
 
+/// Services whose update may go back by itself, or by their user's word because it is paused, to a spec that names it.
+fn rolled_back_to<'a, T: StoredPayload>(object: &T, store: &'a Store) -> impl Iterator<Item = &'a Service> {
+    let payload = object.payload_id();
+    store.services().filter(move |service| {
+        let is_open = service.update.as_ref().is_some_and(|update| update.state.is_active() || update.state.is_paused());
+        let previous = service.previous_spec.as_ref().filter(|_| is_open);
+        previous.is_some_and(|spec| spec.task_template.container_spec.payloads().any(|named| named == payload))
+    })
+}
+
 fn in_use<T: StoredPayload>(object: &T, store: &Store) -> ApiError {
     let payload = object.payload_id();
-    let users = store.services_with(&payload).chain(certified(object, store));
+    let users = store.services_with(&payload).chain(certified(object, store)).chain(rolled_back_to(object, store));
     let mut services: Vec<&str> = users.map(|service| service.spec.name.as_str()).collect();
     services.sort_unstable();
     services.dedup();

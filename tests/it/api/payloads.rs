@@ -6,18 +6,29 @@ use base64::{Engine as _, engine::general_purpose::STANDARD};
 use serde_json::{Value, json};
 use skep::api::control::Membership;
 use skep::clock::{Clock, SystemClock};
+use skep::model::{ServiceUpdate, UpdateState};
 use skep::store::Action;
+use std::sync::Arc;
 
 async fn send(fixture: &ApiFixture, method: &str, target: &str, body: Option<&Value>) -> (u16, Value) {
     let reply = fixture.client.request(method, target, body).await.unwrap();
     (reply.status.as_u16(), serde_json::from_slice(&reply.body).unwrap_or_default())
 }
 
-async fn manager() -> ApiFixture {
+async fn manager_node() -> Arc<FakeNode> {
     let node = FakeNode::new(Membership::Manager(FakeNode::lab1()));
     let store = node.store.lock().unwrap().clone().unwrap();
     store.write(SystemClock.now(), vec![Action::create(recorded_store::cluster())]).await.unwrap();
-    ApiFixture::serve(node, None)
+    node
+}
+
+async fn manager() -> ApiFixture {
+    ApiFixture::serve(manager_node().await, None)
+}
+
+fn secret(id: &str, name: &str, target: &str) -> Value {
+    let file = json!({"Name": target, "UID": "0", "GID": "0", "Mode": 0o444});
+    json!({"SecretID": id, "SecretName": name, "File": file})
 }
 
 /// Creates a secret or config; its id.
@@ -89,10 +100,6 @@ async fn what_a_service_names_is_checked_as_swarm_does() {
     let fixture = manager().await;
     let (s1, s2) = (create(&fixture, "secrets", "s1", b"1").await, create(&fixture, "secrets", "s2", b"2").await);
     let c1 = create(&fixture, "configs", "c1", b"3").await;
-    let secret = |id: &str, name: &str, target: &str| {
-        let file = json!({"Name": target, "UID": "0", "GID": "0", "Mode": 0o444});
-        json!({"SecretID": id, "SecretName": name, "File": file})
-    };
     let config = json!({"ConfigID": c1, "ConfigName": "c1", "File": {"Name": "t", "UID": "0", "GID": "0", "Mode": 0o444}});
     let with = |key: &str, value: Value| json!({ key: value });
     let secrets = |list: Value| json!({ "Secrets": list });
@@ -150,4 +157,29 @@ async fn what_a_service_names_is_checked_as_swarm_does() {
     let in_use = "rpc error: code = InvalidArgument desc = secret 's1' is in use by the following services: web0, web1";
     assert_eq!((status, &reply["message"]), (400, &json!(in_use)));
     assert_eq!(send(&fixture, "DELETE", "/secrets/s2", None).await.0, 204);
+}
+
+/// The update may go back to the spec of before, which needs it.
+#[tokio::test]
+async fn a_secret_of_the_spec_before_stays_while_an_update_is_not_over() {
+    let node = manager_node().await;
+    let store = node.store.lock().unwrap().clone().unwrap();
+    let fixture = ApiFixture::serve(node, None);
+    let (s1, s2) = (create(&fixture, "secrets", "s1", b"1").await, create(&fixture, "secrets", "s2", b"2").await);
+    let spec = |id: &str, name: &str| {
+        let mut spec = recorded_store::spec("web");
+        spec["TaskTemplate"]["ContainerSpec"]["Secrets"] = json!([secret(id, name, "t")]);
+        spec
+    };
+    assert_eq!(send(&fixture, "POST", "/services/create", Some(&spec(&s1, "s1"))).await.0, 201);
+    let version = send(&fixture, "GET", "/services/web", None).await.1["Version"]["Index"].clone();
+    let target = format!("/services/web/update?version={version}");
+    assert_eq!(send(&fixture, "POST", &target, Some(&spec(&s2, "s2"))).await.0, 200);
+    for (state, removed) in [(UpdateState::Updating, 400), (UpdateState::Paused, 400), (UpdateState::Completed, 204)] {
+        let mut web = store.read().service_named("web").unwrap().clone();
+        web.update = Some(ServiceUpdate { state, ..ServiceUpdate::requested(false) });
+        store.write(SystemClock.now(), vec![Action::update(web)]).await.unwrap();
+        let (status, reply) = send(&fixture, "DELETE", "/secrets/s1", None).await;
+        assert_eq!(status, removed, "{state:?} {reply}");
+    }
 }
