@@ -86,6 +86,12 @@ pub enum TaskEnd {
 }
 
 impl TaskEnd {
+    /// The task was ended where it was, and not for what it did: another one may take its place, there too when that is possible again.
+    #[must_use]
+    pub fn is_move(self) -> bool {
+        matches!(self, Self::Drained | Self::NodeLost | Self::NotTaken | Self::Evicted | Self::Superseded | Self::Rebalanced)
+    }
+
     /// For users.
     #[must_use]
     pub fn as_str(self) -> &'static str {

@@ -28,7 +28,10 @@ impl ServiceSlots<'_> {
         let NewTask { slot, cause, others, not_before, beside } = new;
         let waits = not_before.is_some() || (!beside && others.iter().any(|t| self.may_still_run(t)));
         let spec = &self.service.spec;
-        let failures = others.last().map(|t| failures_after(t, self.service.spec_version, self.now)).unwrap_or_default();
+        let run = self.service.job.map(|job| job.iteration);
+        // A job that is started again is another template, though its spec has no other version.
+        let before = others.last().filter(|t| t.job_iteration == run);
+        let failures = before.map(|t| failures_after(t, self.service.spec_version, self.now)).unwrap_or_default();
         let task = Task {
             id: TaskId::draw(out.rng),
             meta: Meta::default(),
@@ -39,7 +42,7 @@ impl ServiceSlots<'_> {
             service_labels: spec.labels.clone().into(),
             slot: slot.number(),
             slot_node: slot.node().cloned(),
-            job_iteration: self.service.job.map(|job| job.iteration),
+            job_iteration: run,
             cause: Some(cause),
             end: None,
             started_at: None,
@@ -64,16 +67,23 @@ impl ServiceSlots<'_> {
         if self.service.spec.mode.is_job() { TaskState::Complete } else { TaskState::Running }
     }
 
-    /// Has a task that waits in Ready start, if its delay is over and its predecessors have stopped, or take longer than
-    /// `replace_wait`. `beside`: it is not to wait for them.
+    /// Has a task that waits in Ready start, if its delay is over and its predecessors have stopped, or take longer to stop than
+    /// they may. `beside`: it is not to wait for them.
     pub(super) fn start_if_due(&self, task: &Task, others: &[&Task], beside: bool, out: &mut Writes<impl Rng>) {
         if task.desired_state >= self.goal() {
             return;
         }
         let delay_over = task.not_before.is_none_or(|t| t <= self.now);
-        let may_wait = !beside && self.now.since(task.meta.created_at) < self.settings.replace_wait;
-        if delay_over && !(may_wait && others.iter().any(|t| t.id != task.id && self.may_still_run(t))) {
+        if delay_over && (beside || !others.iter().any(|t| t.id != task.id && self.is_awaited(t))) {
             out.change(task, |task| (task.desired_state, task.not_before) = (self.goal(), None));
         }
+    }
+
+    /// The task may still run, and what follows it waits for that to end: without a limit before it is ordered to stop, and from then
+    /// on as long as that may take, its grace included. (The order is the last write to it, or one of its node's reports follows.)
+    fn is_awaited(&self, task: &Task) -> bool {
+        let limit =
+            || self.settings.replace_wait.max(task.spec.container_spec.stop_grace().saturating_add(self.settings.stop_hold));
+        self.may_still_run(task) && (task.is_wanted() || self.now.since(task.meta.updated_at) < limit())
     }
 }

@@ -113,8 +113,8 @@ impl ServiceSlots<'_> {
         if !ended_on_its_own(newest) {
             return JobSlot::Again { cause: TaskCause::Move, not_before: newest.not_before.filter(|start| *start > self.now) };
         }
-        // It is not wanted any more: that nothing follows it was decided before.
-        if !newest.is_wanted() {
+        // It is not wanted any more: that nothing follows it was decided before, unless it failed while it was to move.
+        if !newest.is_wanted() && !newest.end.is_some_and(TaskEnd::is_move) {
             return JobSlot::Taken;
         }
         if !should_restart(newest, own, self.now) {

@@ -167,7 +167,8 @@ impl<'a> ServiceSlots<'a> {
 
     /// What follows a task that ended. `is_wanted`: that is not decided yet.
     fn follows(&self, task: &Task, slot: &[&Task], is_wanted: bool) -> Next {
-        let is_given_up = !is_wanted && ended_on_its_own(task) && self.is_current(task);
+        let was_moved = task.end.is_some_and(TaskEnd::is_move);
+        let is_given_up = !is_wanted && ended_on_its_own(task) && self.is_current(task) && !was_moved;
         if is_given_up || !should_restart(task, slot, self.now) {
             return Next::Nothing;
         }

@@ -17,10 +17,7 @@ impl ServiceSlots<'_> {
         for task in &slot.surplus {
             out.desire(task, TaskState::Shutdown, TaskEnd::Superseded);
         }
-        if self.waits_for_update(slot, rollout) {
-            return;
-        }
-        let is_held = slot.live().is_none() && slot.next == Next::Hold;
+        let is_held = slot.current.is_none() && slot.next == Next::Hold;
         let held = if is_held { slot.newest() } else { self.failed_elsewhere(slot) };
         for task in slot.ended.iter().filter(|t| held.is_none_or(|held| held.id != t.id)) {
             out.desire(task, TaskState::Shutdown, self.end_of(task));
@@ -31,12 +28,6 @@ impl ServiceSlots<'_> {
             (None, Some(old)) => self.replace(slot, old, rollout, out),
             (None, None) => self.follow(slot, rollout, out),
         }
-    }
-
-    /// All tasks have ended, the newest was of another template, and the updater has not come to the slot yet.
-    fn waits_for_update(&self, slot: &Slot, rollout: &Rollout) -> bool {
-        let is_outdated = slot.ended.last().is_some_and(|t| !self.is_current(t));
-        slot.live().is_none() && is_outdated && rollout.is_active() && rollout.replacement_of(&slot.key).is_none()
     }
 
     /// Two tasks have the slot: `old` is stopped when `new` can take its place, and until then nothing of it changes.
@@ -110,11 +101,11 @@ impl ServiceSlots<'_> {
             if !old.is_backend() {
                 out.desire(old, TaskState::Shutdown, TaskEnd::Replaced);
             }
-        } else if rollout.is_active()
+        } else if !rollout.is_paused()
             && slot.ended.last().is_some_and(|failed| self.is_current(failed))
             && let Next::Start { not_before } = slot.next
         {
-            // Its replacement failed, and the update goes on all the same.
+            // Its replacement failed, and the update goes on all the same, or has gone on to its end.
             create(TaskCause::Restart, not_before);
         } else {
             self.start_if_due(old, &slot.tasks, false, out);

@@ -4,7 +4,7 @@
 //! A slot is dirty if it has no task of the present template. The updater has it replaced, and watches the new task until it has
 //! run for the failure window ([`crate::model::service::UpdateConfig::failure_window`]).
 
-use super::slot::{ServiceSlots, Slot};
+use super::slot::{Next, ServiceSlots, Slot};
 use super::writes::Writes;
 use crate::model::{NodeId, Service, ServiceUpdate, SlotKey, Task, TaskCause, TaskEnd, TaskState, UpdateState};
 use rand::Rng;
@@ -23,9 +23,6 @@ impl Rollout {
     pub(super) fn replacement_of(&self, slot: &SlotKey) -> Option<TaskCause> {
         let is_rollback = self.state.is_some_and(UpdateState::is_rollback);
         self.begin.contains(slot).then_some(if is_rollback { TaskCause::Rollback } else { TaskCause::Update })
-    }
-    pub(super) fn is_active(&self) -> bool {
-        self.state.is_some_and(UpdateState::is_active)
     }
     pub(super) fn is_paused(&self) -> bool {
         self.state.is_some_and(UpdateState::is_paused)
@@ -81,17 +78,20 @@ impl ServiceSlots<'_> {
         }
         let mut begin = BTreeSet::new();
         if update.state.is_active() {
-            let untried: Vec<&SlotKey> = dirty.iter().filter(|slot| !self.is_tried(slot)).map(|slot| &slot.key).collect();
+            let untried: Vec<&Slot> = dirty.iter().copied().filter(|slot| !self.is_tried(slot)).collect();
             // What a node had taken before it was closed still comes up on it.
             let taken = |slot: &&&Slot| self.watched(slot).is_some_and(|task| task.status.state >= TaskState::Assigned);
             let busy = slots.iter().chain(unreached.closed.iter().filter(taken)).filter(|slot| self.is_busy(slot)).count();
             let parallel = usize::try_from(self.config.parallelism).unwrap_or(usize::MAX);
             let allowed = if parallel == 0 { usize::MAX } else { parallel.saturating_sub(busy) };
-            begin.extend(untried.iter().take(allowed).map(|key| (*key).clone()));
+            // Where nothing runs nothing is lost: those slots come first, all of them at once.
+            let (broken, running): (Vec<&Slot>, Vec<&Slot>) = untried.iter().partition(|slot| lacks_container(slot));
+            let rest = running.iter().take(allowed.saturating_sub(broken.len()));
+            begin.extend(broken.iter().chain(rest).map(|slot| slot.key.clone()));
             // Of an update that was rolled back while it went on, until what takes its place serves.
             let is_left = |slot: &Slot| !self.is_tried(slot) && slot.old.is_some_and(|old| !self.must_move(old));
             if untried.is_empty() && busy == 0 && !slots.iter().any(|slot| is_left(slot)) && self.is_watched_to_the_end(slots) {
-                self.complete(&mut update, unreached);
+                self.complete(&mut update, slots, unreached);
             }
         }
         let state = Some(update.state);
@@ -124,7 +124,7 @@ impl ServiceSlots<'_> {
         }
     }
 
-    fn complete(&self, update: &mut ServiceUpdate, Unreached { closed, away }: Unreached) {
+    fn complete(&self, update: &mut ServiceUpdate, slots: &[&Slot], Unreached { closed, away }: Unreached) {
         let (state, message) = if update.state.is_rollback() {
             (UpdateState::RollbackCompleted, "rollback completed")
         } else {
@@ -137,7 +137,13 @@ impl ServiceSlots<'_> {
         let without =
             if names.is_empty() { String::new() } else { format!("; nodes that are not available: {}", names.join(", ")) };
         (update.state, update.completed_at) = (state, Some(self.now));
-        update.message = format!("{message}{without}");
+        let left = slots.iter().filter(|slot| slot.old.is_some_and(|old| !self.is_current(old))).count();
+        let failed = match left {
+            0 => String::new(),
+            1 => "; 1 task is as before, because what was to replace it failed: it is tried again".to_owned(),
+            _ => format!("; {left} tasks are as before, because what was to replace them failed: it is tried again"),
+        };
+        update.message = format!("{message}{failed}{without}");
     }
 
     /// The slot has no task of the present template, and must have one.
@@ -272,6 +278,14 @@ impl ServiceSlots<'_> {
             _ => (update.state, update.message) = (paused, format!("update paused {cause}")),
         }
         false
+    }
+}
+
+/// The slot is to have a task and has no container.
+fn lacks_container(slot: &Slot) -> bool {
+    match slot.live() {
+        Some(task) => task.status.state < TaskState::Starting,
+        None => matches!(slot.next, Next::Start { .. } | Next::Hold),
     }
 }
 

@@ -2,10 +2,10 @@
 //! way, and the drain comes to an end.
 
 use super::fixture::{after, node, restarting, service, updating};
-use super::simulated_agent::PULLED;
+use super::simulated_agent::{PULLED, STOPPED};
 use super::simulation::Simulation;
 use skep::model::service::UpdateConfig;
-use skep::model::{Availability, NodeState, ServiceSpec, UpdateState};
+use skep::model::{Availability, NodeState, ServiceSpec, TaskState, UpdateState};
 use skep::store::Action;
 use std::time::Duration;
 
@@ -113,11 +113,32 @@ fn an_image_that_takes_minutes_to_pull_is_waited_for() {
         let mut simulation = on_one_node(2, 1, "pulls", order, 1);
         let old = simulation.running("web")[0].id.clone();
         simulation.availability(&node(1), Availability::Drain);
-        simulation.run(PULLED.saturating_sub(SECOND));
-        assert!(simulation.running("web").iter().any(|t| t.id == old), "{order}\n{}", simulation.dump());
-        let took = simulation.until("moved", |s| !is_left(s, 1) && serving(s) == 1);
-        assert!(took < 5 * SECOND, "{order}: {took:?}");
+        let took = simulation.until("moved", |s| {
+            // Longer than an old task is waited for that does not stop.
+            assert!(order == "start-first" || s.running_containers("web") <= 1, "two of the slot run\n{}", s.dump());
+            let is_prepared = s.tasks("web").iter().any(|t| t.id != old && t.status.state >= TaskState::Ready);
+            assert!(is_prepared || s.running("web").iter().any(|t| t.id == old), "{order}\n{}", s.dump());
+            !is_left(s, 1) && serving(s) == 1
+        });
+        assert!(took > PULLED && took < PULLED + 5 * SECOND, "{order}: {took:?}");
     }
+}
+
+/// moby#36111.
+#[test]
+fn the_whole_grace_of_a_task_that_stops_slowly_is_waited_for() {
+    let mut simulation = on_one_node(2, 1, "stops-slowly", "stop-first", 1);
+    simulation.update("web", |spec| spec.task_template.container_spec.stop_grace_period = Some(STOPPED.into()));
+    let is_updated = |s: &Simulation| {
+        s.update_state("web") == Some(UpdateState::Completed) && serving(s) == 1 && s.running_containers("web") == 1
+    };
+    simulation.until("it has its grace", is_updated);
+    simulation.update("web", image("v2"));
+    let took = simulation.until("updated", |s| {
+        assert!(s.running_containers("web") <= 1, "two of the slot run\n{}", s.dump());
+        is_updated(s)
+    });
+    assert!(took > Duration::from_mins(1), "{took:?}");
 }
 
 #[test]

@@ -52,6 +52,23 @@ fn a_node_that_returns_runs_the_one_that_it_had() {
     assert_eq!(before, after);
 }
 
+/// What the node could not prepare is tried again when the node is back.
+#[test]
+fn a_task_that_waited_for_its_next_try_is_made_again_when_its_node_is_active_again() {
+    let mut simulation = Simulation::new(2, 4);
+    let mut all = in_mode(service("all", 0, &[], &[]), global());
+    "not-on-n2".clone_into(&mut all.spec.task_template.container_spec.image);
+    simulation.command(vec![Action::create(all)]);
+    simulation.run(Duration::from_secs(40));
+    let newest = |s: &Simulation| s.tasks("all").iter().filter(|t| t.slot_node == Some(node(2))).map(|t| t.meta.created_at).max();
+    let before = newest(&simulation);
+    simulation.availability(&node(2), Availability::Drain);
+    simulation.run(Duration::from_secs(2));
+    simulation.availability(&node(2), Availability::Active);
+    let took = simulation.until("tried again", |s| newest(s) > before);
+    assert!(took < Duration::from_secs(5), "{took:?}");
+}
+
 #[test]
 fn an_update_of_a_global_service_waits_for_no_node_that_is_away_or_paused() {
     let mut simulation = everywhere(4);

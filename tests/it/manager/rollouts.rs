@@ -144,6 +144,12 @@ fn an_update_goes_on_through_failures_if_that_is_its_action() {
     assert_all_run(&simulation, "whoami", 3);
     let update = simulation.store.service(&"web".into()).unwrap().update.clone().unwrap();
     assert_eq!((update.failed, update.dirty), (3, 3));
+    let left = "update completed; 3 tasks are as before, because what was to replace them failed: it is tried again";
+    assert_eq!(update.message, left);
+    // What was tried goes on being tried beside the one that serves, as long as the policy allows it.
+    let newest = |s: &Simulation| s.tasks("web").iter().filter(|t| t.slot == 1).map(|t| t.meta.created_at).max();
+    let before = newest(&simulation);
+    simulation.until("tried again", |s| newest(s) > before && s.running("web").len() == 3);
 }
 
 #[test]
@@ -220,6 +226,39 @@ fn label(simulation: &mut Simulation, number: usize, zone: &str) {
     let mut node = simulation.store.node(&node(number)).unwrap().clone();
     node.spec.labels.insert("zone".to_owned(), zone.to_owned());
     simulation.command(vec![Action::update(node)]);
+}
+
+/// A slot in which nothing runs does not wait for its turn: nothing is lost there.
+#[test]
+fn what_has_failed_is_replaced_by_the_update_at_once() {
+    let config = UpdateConfig { delay: Some(Duration::from_mins(10).into()), ..updating(1, SECOND) };
+    // One of four crashes while the first one is watched.
+    let mut simulation = web(3, 4, 4, config.clone());
+    simulation.update("web", image("v2"));
+    simulation.run(2 * SECOND);
+    let last =
+        simulation.running("web").iter().find(|t| t.slot == 4).map(|t| (t.id.clone(), t.node_id.clone().unwrap())).unwrap();
+    simulation.agents.get_mut(&last.1).unwrap().containers.get_mut(&last.0).unwrap().life = Some(0);
+    simulation.until("it has failed", |s| s.running("web").len() == 3);
+    let took = simulation.until("it is replaced", |s| s.running("web").len() == 4);
+    assert!(took < 3 * SECOND, "{took:?}\n{}", simulation.dump());
+    let image_of =
+        |s: &Simulation, slot| s.running("web").iter().find(|t| t.slot == slot).unwrap().spec.container_spec.image.clone();
+    assert_eq!(image_of(&simulation, 4), "v2");
+    simulation.run(30 * SECOND);
+    assert_eq!([2, 3].map(|slot| image_of(&simulation, slot)), ["whoami"; 2], "those that serve wait for their turn");
+    // All of them are broken.
+    for broken in ["crash", "reject"] {
+        let mut simulation = Simulation::new(3, 5);
+        let mut web = restarting(service("web", 4, &[], &[]), after(30 * SECOND));
+        image(broken)(&mut web.spec);
+        web.spec.update_config = Some(config.clone());
+        simulation.command(vec![Action::create(web)]);
+        simulation.run(20 * SECOND);
+        simulation.update("web", image("good"));
+        let took = simulation.until("repaired", |s| s.running("web").len() == 4);
+        assert!(took < 5 * SECOND, "{broken}: {took:?}");
+    }
 }
 
 #[test]

@@ -17,6 +17,8 @@ use std::time::Duration;
 /// Time that containers of services named `slow…` run before they listen, and that images named `pulls…` take to be prepared.
 pub const SLOW: Duration = Duration::from_secs(25);
 pub const PULLED: Duration = Duration::from_secs(100);
+/// Time that containers with the image `stops-slowly` take to stop at most.
+pub const STOPPED: Duration = Duration::from_secs(150);
 
 #[derive(Clone, Debug)]
 pub struct SimulatedContainer {
@@ -226,7 +228,8 @@ impl SimulatedContainer {
         if desired > TaskState::Running {
             let left = self.stopping.get_or_insert_with(|| {
                 stop_began.push(self.task.id.clone());
-                rng.random_range(0..4)
+                // A step takes 45 ms on average.
+                if behaviour(&self.task) == "stops-slowly" { rng.random_range(2200..2600) } else { rng.random_range(0..4) }
             });
             if *left == 0 || !(TaskState::Starting..=TaskState::Running).contains(&state) {
                 return if self.status.unhealthy { TaskState::Failed } else { TaskState::Shutdown };

@@ -19,8 +19,12 @@ pub struct Rules {
     restarts: BTreeMap<(ServiceId, SlotKey, u64), u64>,
     /// Containers that were seen to run.
     started: BTreeSet<TaskId>,
+    /// Tasks that were let start because what runs in their slot is on a node that did not answer: it may be back before they have.
+    let_start: BTreeSet<TaskId>,
     /// Tasks that were made to take the place of one that served on a drained node.
     moved: BTreeSet<TaskId>,
+    /// Tasks that an update has put into slots in which nothing ran: they take no place of its parallelism.
+    filled: BTreeSet<TaskId>,
 }
 
 /// A container that runs, as the simulation sees it.
@@ -51,10 +55,12 @@ impl Rules {
         let mut wrong = Wrong::new();
         let created: Vec<&Task> = after.tasks().filter(|t| before.task(&t.id).is_none()).collect();
         one_at_a_time(&created, &mut wrong);
+        let fills = |task: &&&Task| task.cause.is_some_and(TaskCause::is_update) && !plan.runs_in_slot(task);
+        self.filled.extend(created.iter().filter(fills).map(|task| task.id.clone()));
         for task in &created {
             plan.numbered(task, &mut wrong);
             plan.delayed(task, &mut wrong);
-            plan.within_parallelism(task, &mut wrong);
+            self.within_parallelism(&plan, task, &mut wrong);
             self.drained(&plan, task, &mut wrong);
             self.jobs(&plan, task, &mut wrong);
             self.attempts(&plan, task, &mut wrong);
@@ -63,6 +69,11 @@ impl Rules {
             let was = before.task(&task.id);
             if task.node_id.is_some() && was.is_none_or(|was| was.node_id.is_none()) {
                 plan.placed(task, &mut wrong);
+            }
+            let is_let_start =
+                task.desired_state == TaskState::Running && was.is_none_or(|was| was.desired_state < TaskState::Running);
+            if is_let_start && plan.in_slot(task).any(|t| !t.status.state.is_final() && plan.is_lost(t)) {
+                self.let_start.insert(task.id.clone());
             }
             if was.is_some_and(Task::is_wanted) && !task.is_wanted() && task.status.state == TaskState::Running {
                 plan.stopped(task, &mut wrong);
@@ -131,6 +142,42 @@ impl Rules {
         }
     }
 
+    /// No more slots are handed over at the same time than the update allows.
+    fn within_parallelism(&self, plan: &Plan, task: &Task, wrong: &mut Wrong) {
+        let Some(service) = plan.after.service(&task.service_id) else { return };
+        let (Some(update), true) = (&service.update, task.cause.is_some_and(TaskCause::is_update)) else { return };
+        let parallelism = service.current_update_config().parallelism;
+        let under_way = |t: &&Task| {
+            let is_of_it = t.spec_version == service.spec_version && update.started_at.is_some_and(|at| t.meta.created_at >= at);
+            is_of_it
+                && t.cause.is_some_and(TaskCause::is_update)
+                && t.end.is_none()
+                && t.is_wanted()
+                && t.status.state < TaskState::Running
+        };
+        // Of those that run already, the ones that do not serve yet: with them so many slots are without a ready task at most.
+        let unready = |t: &&Task| {
+            let is_of_it = t.spec_version == service.spec_version && update.started_at.is_some_and(|at| t.meta.created_at >= at);
+            let may_serve = t.is_wanted() && t.end.is_none() && !t.status.state.is_final();
+            is_of_it && t.cause.is_some_and(TaskCause::is_update) && may_serve && !plan.is_ready(t)
+        };
+        // What a closed node has not taken does not come up on it.
+        let is_open = |node: &Node| (node.status.state, node.spec.availability) == (NodeState::Ready, Availability::Active);
+        let waits_for_its_node = |t: &&Task| {
+            let node = t.slot_node.as_ref().and_then(|id| plan.after.node(id));
+            t.status.state < TaskState::Assigned && node.is_some_and(|node| !is_open(node))
+        };
+        let counts = |t: &&Task| !plan.is_lost(t) && !waits_for_its_node(t) && !self.filled.contains(&t.id);
+        let count =
+            |which: &dyn Fn(&&Task) -> bool| plan.after.tasks_of_service(&service.id).filter(which).filter(counts).count() as u64;
+        for (rule, slots) in [("parallelism", count(&under_way)), ("ready", count(&unready))] {
+            if parallelism > 0 && slots > parallelism {
+                let which = format!("{slots} slots of {} at the same time", service.spec.name);
+                wrong.push(format!("{rule}: {which}: {} for {}", task.id, task.slot_key()));
+            }
+        }
+    }
+
     /// What must hold of the containers that run at one moment.
     pub fn check_running(&mut self, running: &[Running], store: &Store) -> Wrong {
         let mut wrong = Wrong::new();
@@ -149,7 +196,8 @@ impl Rules {
         for one in running.iter().filter(|one| one.reachable && store.task(&one.task.id).is_none()) {
             wrong.push(format!("forgotten: {} runs on {}", one.task.id, one.node));
         }
-        for new in running.iter().filter(|one| one.reachable && !self.started.contains(&one.task.id)) {
+        let is_new = |one: &&Running| !self.started.contains(&one.task.id) && !self.let_start.contains(&one.task.id);
+        for new in running.iter().filter(|one| one.reachable).filter(is_new) {
             let Some(service) = store.service(&new.task.service_id) else { continue };
             let is_beside = |old: &&Running| {
                 let is_removed = store.task(&old.task.id).is_none_or(|t| t.desired_state == TaskState::Remove);
@@ -178,6 +226,12 @@ impl Plan<'_> {
             let ended = [TaskState::Failed, TaskState::Complete, TaskState::Rejected].contains(&t.status.state);
             ended && t.spec_version == task.spec_version && !t.is_evicted()
         })
+    }
+
+    /// A container of the slot runs that was to run until this plan, whose reports and evictions count.
+    fn runs_in_slot(&self, task: &Task) -> bool {
+        let runs = |t: &Task| (TaskState::Starting..=TaskState::Running).contains(&t.status.state) && !self.is_lost(t);
+        self.in_slot(task).any(|t| runs(t) && !t.is_evicted() && self.before.task(&t.id).is_some_and(Task::is_wanted))
     }
 
     fn in_slot<'s>(&'s self, task: &'s Task) -> impl Iterator<Item = &'s Task> {
@@ -240,42 +294,6 @@ impl Plan<'_> {
         let starts = task.not_before.unwrap_or(self.now);
         if starts < followed.status.timestamp.plus(delay) {
             wrong.push(format!("delay: {} starts less than {delay:?} after {} has ended", task.id, followed.id));
-        }
-    }
-
-    /// No more slots are handed over at the same time than the update allows.
-    fn within_parallelism(&self, task: &Task, wrong: &mut Wrong) {
-        let Some(service) = self.after.service(&task.service_id) else { return };
-        let (Some(update), true) = (&service.update, task.cause.is_some_and(TaskCause::is_update)) else { return };
-        let parallelism = service.current_update_config().parallelism;
-        let under_way = |t: &&Task| {
-            let is_of_it = t.spec_version == service.spec_version && update.started_at.is_some_and(|at| t.meta.created_at >= at);
-            is_of_it
-                && t.cause.is_some_and(TaskCause::is_update)
-                && t.end.is_none()
-                && t.is_wanted()
-                && t.status.state < TaskState::Running
-        };
-        // Of those that run already, the ones that do not serve yet: with them so many slots are without a ready task at most.
-        let unready = |t: &&Task| {
-            let is_of_it = t.spec_version == service.spec_version && update.started_at.is_some_and(|at| t.meta.created_at >= at);
-            let may_serve = t.is_wanted() && t.end.is_none() && !t.status.state.is_final();
-            is_of_it && t.cause.is_some_and(TaskCause::is_update) && may_serve && !self.is_ready(t)
-        };
-        // What a closed node has not taken does not come up on it.
-        let is_open = |node: &Node| (node.status.state, node.spec.availability) == (NodeState::Ready, Availability::Active);
-        let waits_for_its_node = |t: &&Task| {
-            let node = t.slot_node.as_ref().and_then(|id| self.after.node(id));
-            t.status.state < TaskState::Assigned && node.is_some_and(|node| !is_open(node))
-        };
-        let counts = |t: &&Task| !self.is_lost(t) && !waits_for_its_node(t);
-        let count =
-            |which: &dyn Fn(&&Task) -> bool| self.after.tasks_of_service(&service.id).filter(which).filter(counts).count() as u64;
-        for (rule, slots) in [("parallelism", count(&under_way)), ("ready", count(&unready))] {
-            if parallelism > 0 && slots > parallelism {
-                let which = format!("{slots} slots of {} at the same time", service.spec.name);
-                wrong.push(format!("{rule}: {which}: {} for {}", task.id, task.slot_key()));
-            }
         }
     }
 
