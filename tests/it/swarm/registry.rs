@@ -81,6 +81,41 @@ async fn image_of(host: &Host, service: &str) -> String {
     service["Spec"]["TaskTemplate"]["ContainerSpec"]["Image"].as_str().expect("an image").to_owned()
 }
 
+/// A spec without a digest, as docker-py and Portainer post it: nodes that have the image under the tag look for a newer one.
+async fn unpinned_follows_its_tag(swarm: &Swarm, config: &Path, store: &Host) {
+    let manager = &swarm.hosts[0];
+    let image = format!("{}:{PORT}/shop/moves:1", store.address());
+    let labels = async || {
+        let mut labels = Vec::new();
+        for host in &swarm.hosts {
+            let filters =
+                ["label=com.docker.swarm.service.name=moves", "status=running"].map(|filter| format!("--filter={filter}"));
+            let mut command = host.engine_cli();
+            command.arg("ps").args(filters).args(["--format", "{{.Label \"version\"}}"]);
+            let shown = output(&mut command).await.expect("containers");
+            labels.push(shown.trim().to_owned());
+        }
+        labels
+    };
+    push(manager, config, &image, "old").await;
+    let options = "--with-registry-auth --detach=false --no-resolve-image";
+    let create = format!("service create {options} --name moves --replicas 2 --update-monitor 1s {image}");
+    cli(manager.docker(), config, &create).await.expect("created");
+    assert_eq!(labels().await, ["old", "old"]);
+    push(manager, config, &image, "new").await;
+    output(manager.engine_cli().args(["rmi", "-f", &image])).await.expect("removed");
+    cli(manager.docker(), config, "service update --with-registry-auth --detach=false --no-resolve-image --force moves")
+        .await
+        .expect("updated");
+    assert_eq!(image_of(manager, "moves").await, image, "not pinned");
+    within(20, "the new image on both nodes", || async {
+        let labels = labels().await;
+        anyhow::ensure!(labels == ["new", "new"], "{labels:?}");
+        Ok(())
+    })
+    .await;
+}
+
 /// A pull at the access point is one on every engine, with the client's password.
 async fn pulled_by_all(swarm: &Swarm, config: &Path, store: &Host) {
     let manager = &swarm.hosts[0];
@@ -141,6 +176,7 @@ async fn a_private_image_reaches_the_worker_is_pinned_by_digest_and_follows_its_
     let replaced = swarm.running("app", 2).await;
     assert!(ids(&replaced).is_disjoint(&ids(&tasks)), "{replaced:#?}");
 
+    unpinned_follows_its_tag(&swarm, &with, &store).await;
     pulled_by_all(&swarm, &with, &store).await;
 
     // Without a password no engine has it. The text is the real swarm's.
