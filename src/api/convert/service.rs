@@ -41,9 +41,11 @@ fn virtual_ips(vip: &Vip, store: &Store) -> impl Iterator<Item = wire::VirtualIp
 
 /// The last update, unless it has replaced no task.
 fn update_status(service: &Service) -> Option<wire::UpdateStatus> {
-    let update = service.update.as_ref()?;
+    let update = service.update.as_ref().filter(|update| update.is_shown())?;
     let ServiceUpdate { state, completed_at, message, .. } = update.clone();
-    Some(wire::UpdateStatus { state: state.as_str(), started_at: update.started_at?, completed_at, message })
+    // One that the leader has not looked at yet was asked for just now.
+    let started_at = update.started_at.unwrap_or(service.meta.updated_at);
+    Some(wire::UpdateStatus { state: state.as_str(), started_at, completed_at, message })
 }
 
 /// The counts of a service's tasks. What a task on a node that is down or gone reported last says nothing of it.
