@@ -4,6 +4,7 @@ use super::network::v6_with_length;
 use crate::api::wire;
 use crate::model::eligibility::is_eligible;
 use crate::model::service::{Service, ServiceMode, ServiceSpec, Vip};
+use crate::model::service_update::DEFAULT_MONITOR;
 use crate::model::task::{DEFAULT_RESTART_DELAY, DEFAULT_STOP_GRACE, RestartCondition, RestartPolicy, TaskState};
 use crate::model::{Availability, Node, NodeId, ServiceUpdate, Task};
 use crate::store::Store;
@@ -91,7 +92,8 @@ pub fn with_defaults(mut spec: ServiceSpec) -> ServiceSpec {
         ..RestartPolicy::default()
     });
     restart.delay.get_or_insert(DEFAULT_RESTART_DELAY.into());
-    spec.update_config.get_or_insert_default();
-    spec.rollback_config.get_or_insert_default();
+    for config in [&mut spec.update_config, &mut spec.rollback_config] {
+        config.get_or_insert_default().monitor.get_or_insert(DEFAULT_MONITOR.into());
+    }
     spec
 }
