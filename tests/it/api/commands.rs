@@ -105,8 +105,11 @@ async fn ends(state: &str, commands: &str) -> String {
             .into_iter()
             .map(|word| if is_file(&word) { files.join(&word).to_str().unwrap().to_owned() } else { word });
         let words: Vec<String> = words.collect();
-        let (code, _, error) = run_docker(&swarm.fixture, &words.iter().map(String::as_str).collect::<Vec<_>>(), "").await;
-        let lines: Vec<&str> = error.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
+        let shows_output = words.first().is_some_and(|word| word == "out");
+        let words: Vec<&str> = words.iter().map(String::as_str).skip(usize::from(shows_output)).collect();
+        let (code, output, error) = run_docker(&swarm.fixture, &words, "").await;
+        let lines: Vec<&str> =
+            if shows_output { &output } else { &error }.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
         format!("{} {}", code.unwrap_or(-1), without_ids(&lines.join(" | "))).trim().clone_into(&mut last);
     }
     last
