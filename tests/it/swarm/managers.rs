@@ -145,8 +145,22 @@ async fn roles_change_at_the_users_word() {
     reachable(&swarm.hosts[1], 3).await;
     // A manager that leaves is no member of raft any more.
     swarm.hosts[2].docker_run("swarm leave --force").await.expect("leaves");
-    reachable(&swarm.hosts[1], 2).await;
+    let leader = reachable(&swarm.hosts[1], 2).await;
     swarm.hosts[1].docker_run("network create -d overlay back").await.expect("the others go on");
+    // It comes back through the manager that does not lead, and drained from the start.
+    let follower = &swarm.hosts[usize::from(leader == "n1")];
+    within(15, "its API", || follower.docker_run("node ls -q")).await;
+    let body = serde_json::json!({
+        "ListenAddr": "0.0.0.0:2377", "AdvertiseAddr": swarm.hosts[2].address().to_string(), "Availability": "drain",
+        "RemoteAddrs": [follower.address().to_string()], "JoinToken": worker_token(follower).await,
+    });
+    ok(&post(&swarm.hosts[2], "/swarm/join", &body).await);
+    within(15, "a drained node", || async {
+        let nodes = follower.docker_run("node ls --format {{.Hostname}}|{{.Status}}|{{.Availability}}").await?;
+        anyhow::ensure!(nodes.contains("n3|Ready|Drain"), "{nodes}");
+        Ok(())
+    })
+    .await;
     swarm.stop().await;
 }
 
