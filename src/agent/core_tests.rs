@@ -298,6 +298,24 @@ fn a_health_check_decides_between_starting_running_and_failed() {
     decided_by_health(0, "dockerexec: unhealthy container");
 }
 
+#[test]
+fn a_task_that_never_was_healthy_had_not_started() {
+    for code in [0, 7] {
+        let mut core = settled(&[task("t1")], &[container("c1", "t1", ContainerState::Created)]);
+        let mut c = container("c1", "t1", ContainerState::Running);
+        c.health = Some(Health::Starting);
+        core.handle(at(20), Event::Done("t1".into(), 2, Ok(None)));
+        inspected(&mut core, 5, c.clone());
+        c.health = Some(Health::Unhealthy);
+        check(&inspected(&mut core, 6, c.clone()), "4: stop c1 Some(10s)\napplied 1");
+        core.handle(at(20), Event::Done("t1".into(), 4, Ok(None)));
+        (c.state, c.exit_code) = (ContainerState::Exited, code);
+        let ended = text(&inspected(&mut core, 7, c));
+        assert!(ended.starts_with("report t1 failed \"starting\" err "), "{ended}");
+        assert!(ended.contains("dockerexec: unhealthy container"), "{ended}");
+    }
+}
+
 fn decided_by_health(code: i64, why: &str) {
     let mut core = settled(&[task("t1")], &[container("c1", "t1", ContainerState::Created)]);
     let mut c = container("c1", "t1", ContainerState::Running);

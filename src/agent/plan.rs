@@ -326,12 +326,18 @@ impl TaskPlanner<'_> {
         }
         match (container.exit_code, self.record.unhealthy) {
             (0, false) => self.report(TaskState::Complete, "finished", ""),
-            (0, true) => self.report(TaskState::Failed, "started", &cause),
+            (0, true) => self.report(TaskState::Failed, self.how_far(container), &cause),
             (code, _) => {
                 let cause = if cause.is_empty() { cause } else { format!(": {cause}") };
-                self.report(TaskState::Failed, "started", &format!("task: non-zero exit ({code}){cause}"));
+                self.report(TaskState::Failed, self.how_far(container), &format!("task: non-zero exit ({code}){cause}"));
             }
         }
+    }
+
+    /// Swarm's word for how far the task got: with a health check it has started when that has passed once.
+    fn how_far(&self, container: &Container) -> &'static str {
+        let never_healthy = container.health.is_some() && self.status.state < TaskState::Running;
+        if never_healthy { "starting" } else { "started" }
     }
 
     /// Reports a state unless the task is beyond it; the same state again if this run has not reported yet, or if container

@@ -24,7 +24,7 @@ pub use change::replaces_tasks;
 pub use http::http_labels;
 pub use image::is_reference;
 pub use name::{network_name, random_name};
-pub use network::{ingress_network, network_spec, network_subnet6, network_warning};
+pub use network::{ingress_network, network_spec, network_subnet6, network_warning, pool_warning};
 pub use network_room::small_networks;
 pub use payloads::{payload_name, payload_references, payload_size};
 pub use ports::{free_ports, reserved};

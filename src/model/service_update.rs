@@ -8,7 +8,7 @@ use std::time::Duration;
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct ServiceUpdate {
     pub state: UpdateState,
-    /// When the orchestrator began it; `None`: not looked at yet, or it replaces no task. Not shown then.
+    /// When the orchestrator began it; `None`: not looked at yet, or it replaces no task.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub started_at: Option<Timestamp>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -64,6 +64,11 @@ impl UpdateState {
 }
 
 impl ServiceUpdate {
+    /// Users see it: it has begun, or they have asked for the rollback themselves.
+    #[must_use]
+    pub fn is_shown(&self) -> bool {
+        self.started_at.is_some() || self.state.is_rollback()
+    }
     /// An update that the orchestrator has not begun yet.
     #[must_use]
     pub fn requested(rollback: bool) -> Self {

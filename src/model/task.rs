@@ -244,6 +244,11 @@ impl Task {
     pub fn is_wanted(&self) -> bool {
         self.desired_state <= TaskState::Complete
     }
+    /// The node that users see it on: that of its slot is known from the start.
+    #[must_use]
+    pub fn shown_node(&self) -> Option<&NodeId> {
+        self.node_id.as_ref().or(self.slot_node.as_ref())
+    }
     /// Its slot.
     #[must_use]
     pub fn slot_key(&self) -> SlotKey {

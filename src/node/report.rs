@@ -18,7 +18,7 @@ use crate::manager::allocator::overlap;
 use crate::manager::root_rotation;
 use crate::model::secret::hiding;
 use crate::model::view::Peer;
-use crate::model::{Node, Timestamp};
+use crate::model::{ClusterSpec, Node, Timestamp};
 use crate::overlay::{PathMtus, key_in_use};
 use crate::rpc::SessionState;
 use crate::status::{CertificateSummary, DatapathSummary, ManagerSummary, NodeSummary, Status};
@@ -122,7 +122,9 @@ async fn status(daemon: &Daemon) -> Status {
         MembershipState::Pending { error, .. } => {
             Status { state: if error.is_empty() { "pending" } else { "error" }.to_owned(), error, ..base }
         }
-        MembershipState::Locked(_) => Status { state: "locked".to_owned(), error: LOCKED.to_owned(), ..base },
+        MembershipState::Locked(_) => {
+            Status { state: "locked".to_owned(), error: LOCKED.to_owned(), warnings: vec![LOCKED_GOES_ON.to_owned()], ..base }
+        }
         MembershipState::Active(member) => active(daemon, &member, base).await,
     }
 }
@@ -147,6 +149,7 @@ async fn active(daemon: &Daemon, member: &Member, base: Status) -> Status {
     }
     let store = member.store().map(|handle| handle.read());
     warnings.extend(store.as_deref().into_iter().flat_map(root_warnings));
+    warnings.extend(store.as_deref().and_then(Store::cluster).and_then(|cluster| heartbeat_warning(&cluster.spec)));
     warnings.extend(member.keys.state.borrow().as_ref().and_then(key_warning));
     let lines = nodes.map(|node| {
         let path = mtus.nodes.get(&node.node_id).and_then(|path| path.path);
@@ -188,6 +191,18 @@ async fn active(daemon: &Daemon, member: &Member, base: Status) -> Status {
 fn key_warning(state: &KeyChangeState) -> Option<String> {
     let why = if state.error.is_empty() { String::new() } else { format!(": {}", state.error) };
     (!state.step.is_empty()).then(|| format!("this node changes its WireGuard key: {}{why}", state.step))
+}
+
+/// A real swarm's manager has stopped everything by then.
+const LOCKED_GOES_ON: &str = "this manager is locked: its containers, names and published ports go on meanwhile, as they were";
+
+/// A heartbeat period that is taken, as in a real swarm, and shown, and followed within bounds only.
+fn heartbeat_warning(spec: &ClusterSpec) -> Option<String> {
+    let period = spec.dispatcher.heartbeat_period?.duration();
+    let followed = ClusterSpec::default().dispatcher.heartbeat_period?.duration().mul_f64(spec.patience());
+    (period.abs_diff(followed) > Duration::from_millis(1)).then(|| {
+        format!("the swarm's heartbeat period is set to {period:?}, and nodes are judged as with {followed:?}: see docker swarm update --dispatcher-heartbeat")
+    })
 }
 
 /// The nodes that a change of the root CA waits for, and those that it left out.
@@ -325,7 +340,7 @@ fn session_text(daemon: &Daemon, leader: Option<SocketAddr>, since: Timestamp, l
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::fixture;
+    use crate::model::{Nanos, fixture};
 
     #[test]
     fn a_node_has_as_many_containers_as_tasks_whatever_the_number_of_their_networks() {
@@ -333,6 +348,22 @@ mod tests {
         let node = |attached_tasks| Peer { containers: addresses.clone(), attached_tasks, ..fixture::peer(1) };
         assert_eq!(node_line(&node(Some(1)), true, None, None).containers, 1);
         assert_eq!(node_line(&node(None), true, None, None).containers, 3, "an older manager says no more than the addresses");
+    }
+
+    #[test]
+    fn a_heartbeat_period_that_is_not_followed_is_named() {
+        let warning = |nanos: Option<i64>| {
+            let mut spec = ClusterSpec::default();
+            spec.dispatcher.heartbeat_period = nanos.map(Nanos);
+            heartbeat_warning(&spec)
+        };
+        for followed in [None, Some(5_000_000_000), Some(10_000_000_000), Some(300_000_000_000)] {
+            assert_eq!(warning(followed), None);
+        }
+        let short = warning(Some(1)).unwrap();
+        assert!(short.contains("set to 1ns") && short.contains("as with 5s"), "{short}");
+        let long = warning(Some(3_600_000_000_000)).unwrap();
+        assert!(long.contains("set to 3600s") && long.contains("as with 300s"), "{long}");
     }
 
     #[test]

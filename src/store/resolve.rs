@@ -182,9 +182,11 @@ fn update_service(
         service.spec = spec.clone();
         service.pull_auth = pull_auth.cloned();
     } else {
-        let is_paused = service.update.as_ref().is_some_and(|update| update.state == UpdateState::Paused);
-        let has_worked = !(is_paused && level >= KEEPS_WORKING_SPEC);
-        let becomes_previous = change.replaces_tasks && has_worked || !unfinished || service.previous_spec.is_none();
+        let is = |state| level >= KEEPS_WORKING_SPEC && service.update.as_ref().is_some_and(|update| update.state == state);
+        let has_worked = !is(UpdateState::Paused);
+        // After a rollback that has failed there is no way back to a spec that differs in its labels alone.
+        let is_first = service.previous_spec.is_none() && !is(UpdateState::RollbackPaused);
+        let becomes_previous = change.replaces_tasks && has_worked || !unfinished || is_first;
         let auth = std::mem::replace(&mut service.pull_auth, pull_auth.cloned());
         if becomes_previous || level < KEEPS_WORKING_SPEC {
             service.previous_pull_auth = auth;

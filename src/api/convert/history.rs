@@ -40,8 +40,7 @@ fn of_service(event: &'static str, at: Timestamp, why: String) -> HistoryEntry {
 
 /// What is known of a task, in order.
 fn of_task(task: &Task, store: &Store) -> Vec<HistoryEntry> {
-    let node = task.node_id.as_ref().or(task.slot_node.as_ref());
-    let node = node.map(|id| store.node(id).map_or_else(|| id.to_string(), |n| n.description.hostname.clone()));
+    let node = task.shown_node().map(|id| store.node(id).map_or_else(|| id.to_string(), |n| n.description.hostname.clone()));
     let entry = |event, at, why| HistoryEntry {
         at,
         event,

@@ -4,6 +4,7 @@ use super::network::v6_with_length;
 use crate::api::wire;
 use crate::model::eligibility::is_eligible;
 use crate::model::service::{Service, ServiceMode, ServiceSpec, Vip};
+use crate::model::service_update::DEFAULT_MONITOR;
 use crate::model::task::{DEFAULT_RESTART_DELAY, DEFAULT_STOP_GRACE, RestartCondition, RestartPolicy, TaskState};
 use crate::model::{Availability, Node, NodeId, ServiceUpdate, Task};
 use crate::store::Store;
@@ -41,9 +42,11 @@ fn virtual_ips(vip: &Vip, store: &Store) -> impl Iterator<Item = wire::VirtualIp
 
 /// The last update, unless it has replaced no task.
 fn update_status(service: &Service) -> Option<wire::UpdateStatus> {
-    let update = service.update.as_ref()?;
+    let update = service.update.as_ref().filter(|update| update.is_shown())?;
     let ServiceUpdate { state, completed_at, message, .. } = update.clone();
-    Some(wire::UpdateStatus { state: state.as_str(), started_at: update.started_at?, completed_at, message })
+    // One that the leader has not looked at yet was asked for just now.
+    let started_at = update.started_at.unwrap_or(service.meta.updated_at);
+    Some(wire::UpdateStatus { state: state.as_str(), started_at, completed_at, message })
 }
 
 /// The counts of a service's tasks. What a task on a node that is down or gone reported last says nothing of it.
@@ -89,7 +92,8 @@ pub fn with_defaults(mut spec: ServiceSpec) -> ServiceSpec {
         ..RestartPolicy::default()
     });
     restart.delay.get_or_insert(DEFAULT_RESTART_DELAY.into());
-    spec.update_config.get_or_insert_default();
-    spec.rollback_config.get_or_insert_default();
+    for config in [&mut spec.update_config, &mut spec.rollback_config] {
+        config.get_or_insert_default().monitor.get_or_insert(DEFAULT_MONITOR.into());
+    }
     spec
 }

@@ -36,8 +36,7 @@ pub fn task(task: &Task, store: &Store, version: ApiVersion) -> wire::Task {
         spec,
         service_id: task.service_id.to_string(),
         slot: task.slot,
-        // Known from the start for the slot of a node.
-        node_id: task.node_id.as_ref().or(task.slot_node.as_ref()).map(ToString::to_string),
+        node_id: task.shown_node().map(ToString::to_string),
         status: wire::TaskStatus {
             timestamp: task.status.timestamp,
             // At once, as in Swarm; its container is still being stopped.

@@ -79,7 +79,7 @@ impl Observed for Service {
     fn followed(&self) -> Vec<(&'static str, String)> {
         let image = self.spec.task_template.container_spec.image.clone();
         let replicas = self.spec.mode.replicated.map(|r| r.replicas.unwrap_or(1).to_string()).unwrap_or_default();
-        let shown = self.update.as_ref().filter(|update| update.started_at.is_some());
+        let shown = self.update.as_ref().filter(|update| update.is_shown());
         let state = shown.map(|update| update.state.as_str().to_owned()).unwrap_or_default();
         vec![("image", image), ("replicas", replicas), ("updatestate", state)]
     }
@@ -142,7 +142,8 @@ fn update<T: Observed>(old: &T, new: &T) -> Option<SwarmEvent> {
     if same == *new {
         return None;
     }
-    let pairs = old.followed().into_iter().zip(new.followed()).filter(|(old, new)| old != new);
+    // What is over has no attributes: they say what is there now, and what it was before.
+    let pairs = old.followed().into_iter().zip(new.followed()).filter(|(old, new)| old != new && !new.1.is_empty());
     let attributes = pairs.flat_map(|((name, old), (_, new))| [(format!("{name}.old"), old), (format!("{name}.new"), new)]);
     let attributes = attributes.filter(|(_, value)| !value.is_empty()).collect();
     Some(event(new, "update", attributes, new.meta().updated_at))

@@ -216,6 +216,8 @@ pub async fn create(request: &ApiRequest) -> Result<Response> {
     }
     let id = NetworkId::draw(&mut rand::rng());
     let warning = validate::network_warning(&spec, lookup::networks(&store), store.nodes().count());
+    let pools = store.cluster().and_then(|cluster| validate::pool_warning(&spec, lookup::networks(&store), cluster));
+    let warning = [warning, pools.unwrap_or_default()].into_iter().filter(|text| !text.is_empty()).collect::<Vec<_>>().join("; ");
     let network = Network::new(id.clone(), spec);
     handle.write(request.api.clock.now(), vec![Action::create(network)]).await?;
     json(StatusCode::CREATED, &json!({ "Id": id, "Warning": warning }))

@@ -248,9 +248,14 @@ pub async fn update(request: &ApiRequest, reference: &str) -> Result<Response> {
     let mut warnings = [unpinned, small_networks, http_warnings, validate::autoscale_warnings(&spec)].concat();
     warnings.extend(scaled);
     if stays_paused {
+        // A rollback that has failed was the way back: there is no other spec behind it.
+        let way_back = match stored.previous_spec {
+            Some(_) => "docker service rollback brings back the spec that last worked",
+            None => "or post another spec",
+        };
         warnings.push(format!(
             "the update of service {} stays paused, because this change replaces no task: docker service update --force goes on with \
-             it, docker service rollback brings back the spec that last worked",
+             it, {way_back}",
             stored.spec.name
         ));
     }

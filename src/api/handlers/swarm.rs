@@ -169,7 +169,7 @@ fn consequence(store: Option<&Store>) -> String {
     }
 }
 
-/// A real server sets everything to zero.
+/// It says nothing, where a real server sets everything to zero.
 const EMPTY_SPEC: &str =
     "the posted spec is empty, and nothing was changed: post the Spec that GET /swarm shows, with your changes";
 
@@ -187,7 +187,7 @@ pub async fn update(request: &ApiRequest) -> Result<Response> {
     if !name.is_empty() && name != "default" {
         return Err(ApiError::bad("swarm spec must be named \"default\""));
     }
-    let mut spec = validate::checked(validate::replacing(&posted)?)?;
+    let mut spec = validate::checked(validate::replacing(&posted, &cluster.spec)?)?;
     let locks = spec.encryption_config.auto_lock_managers;
     // What the swarm has already is no change: clients post all of it back. Old news comes before what skep cannot do.
     let stored = serde_json::to_value(&cluster.spec).unwrap_or_default();

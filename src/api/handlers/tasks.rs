@@ -89,7 +89,7 @@ impl<'a> TaskFilters<'a> {
             store.service(&task.service_id).is_some_and(|s| s.spec_version == task.spec_version && is_run(s))
         };
         (self.services.is_empty() || self.services.contains(&task.service_id))
-            && (self.nodes.is_empty() || task.node_id.as_ref().is_some_and(|n| self.nodes.contains(n)))
+            && (self.nodes.is_empty() || task.shown_node().is_some_and(|n| self.nodes.contains(n)))
             && self.filters.any("id", |v| task.id.as_str().starts_with(v))
             && self.filters.any("name", |v| task.display_name().starts_with(v))
             && self.filters.any("desired-state", |v| v.eq_ignore_ascii_case(task.desired_state.as_str()))

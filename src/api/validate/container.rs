@@ -105,10 +105,6 @@ fn mount_refusal(mount: &Mount) -> Option<String> {
     let of = |set: bool, options: &str, kind: &str| {
         (set && mount.kind != kind).then(|| format!("mount {} of type {} has {options}", mount.target, mount.kind))
     };
-    let propagation = mount.bind_options.as_ref().map_or("", |bind| &bind.propagation);
-    if !["", "private", "rprivate", "shared", "rshared", "slave", "rslave"].contains(&propagation) {
-        return Some(format!("invalid propagation mode {} of mount {}", quote(propagation), mount.target));
-    }
     if mount.kind == "tmpfs" && !mount.source.is_empty() {
         return Some(format!("mount {} of type tmpfs has a source", mount.target));
     }
@@ -186,7 +182,6 @@ mod tests {
             (mount(json!({"Type": "tmpfs", "Target": "/t", "VolumeOptions": {"NoCopy": true}})), "VolumeOptions"),
             (mount(json!({"Type": "volume", "Target": "/t", "TmpfsOptions": {"Mode": 1}})), "TmpfsOptions"),
             (mount(json!({"Type": "volume", "Target": "/t", "BindOptions": {"Propagation": "rslave"}})), "BindOptions"),
-            (mount(json!({"Type": "bind", "Target": "/t", "BindOptions": {"Propagation": "x"}})), "propagation mode \"x\""),
             (mount(json!({"Type": "tmpfs", "Source": "/a", "Target": "/t"})), "has a source"),
             (mount(json!({"Type": "tmpfs", "Target": "/t", "TmpfsOptions": {"SizeBytes": -1}})), "negative"),
             (json!({"OomScoreAdj": 1001}), "OomScoreAdj 1001"),

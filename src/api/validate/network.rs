@@ -2,7 +2,7 @@
 
 use crate::api::error::{ApiError, GrpcCode, Result};
 use crate::api::schema::{self, NETWORK};
-use crate::manager::allocator::overlap;
+use crate::manager::allocator::{first_free, overlap};
 use crate::model::dual_stack::{LONGEST_FOR_SEVERAL, MOST_OF_HOOKS, gateway6, overlap6};
 use crate::model::mesh::MeshPrefix;
 use crate::model::network::MTU;
@@ -52,6 +52,16 @@ pub fn network_warning<'a>(spec: &NetworkSpec, others: impl Iterator<Item = &'a 
     };
     warnings.extend(others.into_iter().filter_map(taken));
     warnings.join("; ")
+}
+
+/// Warns of a network that is to get its subnet from pools which have none left.
+pub fn pool_warning<'a>(spec: &NetworkSpec, others: impl Iterator<Item = &'a Network>, cluster: &Cluster) -> Option<String> {
+    let taken: Vec<Ipv4Net> = others.flat_map(|other| [other.subnets(), other.spec.subnets.clone()].concat()).collect();
+    let is_full = || first_free(cluster, |subnet| taken.iter().any(|other| overlap(subnet, other))).is_none();
+    (spec.subnets.is_empty() && is_full()).then(|| {
+        "every subnet of the default address pools is in use: the network gets its subnet, and containers, once another one is removed"
+            .to_owned()
+    })
 }
 
 /// Warns if the socket hooks of a node that has all networks could not serve one that has an entry of its own there.
@@ -504,6 +514,23 @@ mod tests {
         assert_eq!(warning("172.16.0.0/29", 4), "");
         assert!(warning("172.16.0.0/29", 5).contains("has room for 5 addresses only"));
         assert!(warning("172.16.0.0/32", 1).contains("has room for 0 addresses only"));
+    }
+
+    #[test]
+    fn a_network_for_which_the_pools_have_no_subnet_left_is_a_warning() {
+        let pool = vec!["10.20.0.0/23".parse().unwrap()];
+        let cluster = Cluster { address_pools: pool, ..crate::model::fixture::cluster() };
+        let network = |subnet: &str| {
+            let spec = NetworkSpec { name: subnet.to_owned(), ..NetworkSpec::default() };
+            Network { subnet: Some(subnet.parse().unwrap()), ..Network::new(subnet.into(), spec) }
+        };
+        let both = [network("10.20.0.0/24"), network("10.20.1.0/24")];
+        let any = NetworkSpec::default();
+        assert_eq!(pool_warning(&any, both[..1].iter(), &cluster), None);
+        let full = pool_warning(&any, both.iter(), &cluster).unwrap();
+        assert!(full.starts_with("every subnet of the default address pools is in use"), "{full}");
+        let asked = network_spec(&posted(&json!({ "Subnet": "192.168.9.0/24" }))).unwrap();
+        assert_eq!(pool_warning(&asked, both.iter(), &cluster), None, "it has one of its own");
     }
 
     #[test]

@@ -78,6 +78,8 @@ fn convert(posted: &Value) -> Result<()> {
     one_of(&posted["EndpointSpec"]["Mode"], &["vip", "dnsrr"], "invalid resolution mode: ")?;
     for mount in list(&task["ContainerSpec"]["Mounts"]) {
         one_of(&mount["Type"], &["bind", "volume", "tmpfs", "npipe", "cluster", "image"], "invalid MountType: ")?;
+        let propagation = &mount["BindOptions"]["Propagation"];
+        one_of(propagation, &["private", "rprivate", "shared", "rshared", "slave", "rslave"], "invalid MountPropagation: ")?;
     }
     Ok(())
 }

@@ -119,23 +119,17 @@ fn override_with(base: &mut Value, posted: &Value) {
     }
 }
 
-/// The posted spec, with zero for what was not posted.
+/// The posted spec in the place of the stored one. What is left out has its default, as at init: clients that post a part of the spec
+/// would set the rest to zero. The lock stays, because its default would take it off.
 ///
 /// # Errors
 /// As [`merge_over_defaults`].
-pub fn replacing(posted: &Value) -> Result<ClusterSpec> {
-    let mut zero = ClusterSpec::default();
-    zero.orchestration.task_history_retention_limit = Some(0);
-    zero.raft.snapshot_interval = None;
-    zero.raft.keep_old_snapshots = Some(0);
-    zero.raft.log_entries_for_slow_followers = None;
-    zero.raft.election_tick = 0;
-    zero.raft.heartbeat_tick = 0;
-    zero.dispatcher.heartbeat_period = None;
-    zero.ca_config.node_cert_expiry = None;
-    let mut spec = serde_json::to_value(zero).unwrap_or_default();
-    override_with(&mut spec, posted);
-    parse_spec(spec)
+pub fn replacing(posted: &Value, stored: &ClusterSpec) -> Result<ClusterSpec> {
+    let mut spec = merge_over_defaults(posted)?;
+    if posted["EncryptionConfig"]["AutoLockManagers"].is_null() {
+        spec.encryption_config.auto_lock_managers = stored.encryption_config.auto_lock_managers;
+    }
+    Ok(spec)
 }
 
 fn parse_spec(value: Value) -> Result<ClusterSpec> {

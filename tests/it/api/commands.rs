@@ -6,7 +6,9 @@ use super::recorded_store;
 use super::words::{cases, table};
 use serde_json::{Value, json};
 use skep::clock::{Clock, SystemClock};
-use skep::store::Action;
+use skep::model::{ServiceUpdate, UpdateState};
+use skep::store::{Action, Kind, Store};
+use std::sync::Arc;
 
 /// Stack files by name.
 const FILES: &[(&str, &str)] = &[
@@ -105,8 +107,11 @@ async fn ends(state: &str, commands: &str) -> String {
             .into_iter()
             .map(|word| if is_file(&word) { files.join(&word).to_str().unwrap().to_owned() } else { word });
         let words: Vec<String> = words.collect();
-        let (code, _, error) = run_docker(&swarm.fixture, &words.iter().map(String::as_str).collect::<Vec<_>>(), "").await;
-        let lines: Vec<&str> = error.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
+        let shows_output = words.first().is_some_and(|word| word == "out");
+        let words: Vec<&str> = words.iter().map(String::as_str).skip(usize::from(shows_output)).collect();
+        let (code, output, error) = run_docker(&swarm.fixture, &words, "").await;
+        let lines: Vec<&str> =
+            if shows_output { &output } else { &error }.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
         format!("{} {}", code.unwrap_or(-1), without_ids(&lines.join(" | "))).trim().clone_into(&mut last);
     }
     last
@@ -130,6 +135,37 @@ async fn commands_of_the_stock_cli_end_as_with_a_real_swarm_or_unlike_it_for_a_r
         }
     }
     assert!(wrong.is_empty(), "{} of {}:\n{}", wrong.len(), cases.len(), wrong.join("\n"));
+}
+
+/// An attached command watches the service; what the leader makes of it is written here. Needs the stock CLI.
+#[tokio::test]
+async fn an_attached_update_ends_as_with_a_real_swarm() {
+    let message = "update paused due to failure or early termination of task x";
+    for (state, expected) in [
+        (Some(UpdateState::Paused), format!("service update paused: {message}")),
+        (Some(UpdateState::RollbackPaused), format!("service rollback paused: {message}")),
+        (None, "Error response from daemon: service web1 not found".to_owned()),
+    ] {
+        let swarm = Swarm::new("1/1").await;
+        let store = swarm.store.as_ref().unwrap();
+        let change = async {
+            let mut changes = store.watch();
+            let is_updated = |store: &Arc<Store>| store.service_named("web1").unwrap().spec.task_template.force_update != 0;
+            let mut service = changes.wait_for(is_updated).await.unwrap().service_named("web1").unwrap().clone();
+            let (started_at, message) = (Some(SystemClock.now()), message.to_owned());
+            let action = match state {
+                None => Action::Remove(Kind::Service, service.id.to_string()),
+                Some(state) => {
+                    service.update = Some(ServiceUpdate { state, started_at, message, ..ServiceUpdate::requested(false) });
+                    Action::update(service)
+                }
+            };
+            store.write(SystemClock.now(), vec![action]).await.unwrap();
+        };
+        let command = run_docker(&swarm.fixture, &["service", "update", "--force", "web1"], "");
+        let ((code, _, error), ()) = tokio::join!(command, change);
+        assert_eq!((code, error.trim()), (Some(1), expected.as_str()));
+    }
 }
 
 #[test]

@@ -12,7 +12,7 @@ use skep::manager::{LowestApplied, ManagerSettings};
 use skep::model::{Availability, NodeState, Role, Task, TaskState, Timestamp};
 use skep::store::{Action, StoreHandle};
 use std::collections::BTreeSet;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 struct Course {
     fixture: ApiFixture,
@@ -22,7 +22,12 @@ struct Course {
     ahead: Duration,
     /// `STATUS MESSAGE` of the last request.
     said: String,
+    /// Markers in the stream of events; `None`: it is not followed.
+    markers: Option<u32>,
 }
+
+/// Bound on the wait for an event.
+const EVENT: Duration = Duration::from_secs(10);
 
 impl Course {
     async fn new(nodes: &str) -> Self {
@@ -46,7 +51,7 @@ impl Course {
         }
         store.write(SystemClock.now(), actions).await.unwrap();
         let planner = RoundPlanner::new(ManagerSettings::default(), 1);
-        Self { fixture: ApiFixture::serve(node, None), store, planner, ahead: Duration::ZERO, said: String::new() }
+        Self { fixture: ApiFixture::serve(node, None), store, planner, ahead: Duration::ZERO, said: String::new(), markers: None }
     }
 
     fn now(&self) -> Timestamp {
@@ -63,6 +68,7 @@ impl Course {
             }
             self.store.write(now, actions).await.unwrap();
             self.planner.written();
+            self.seen().await;
         }
         panic!("the planners do not settle");
     }
@@ -79,6 +85,7 @@ impl Course {
         let actions: Vec<Action> = self.store.read().tasks().filter_map(changed).collect();
         let any = !actions.is_empty();
         self.store.write(now, actions).await.unwrap();
+        self.seen().await;
         self.plan().await;
         any
     }
@@ -118,7 +125,45 @@ impl Course {
         let reply = self.fixture.client.request("POST", target, Some(body)).await.unwrap();
         let message = serde_json::from_slice::<Value>(&reply.body).unwrap_or_default();
         self.said = format!("{} {}", reply.status.as_u16(), message["message"].as_str().unwrap_or_default());
+        self.seen().await;
         self.plan().await;
+    }
+
+    /// Waits until the stream of events has shown what was written: two changes that it sees as one would be one event. It begins with
+    /// the state that it finds, so the first marker may be missed.
+    async fn seen(&mut self) {
+        let begin = Instant::now();
+        while let Some(marker) = &mut self.markers {
+            *marker += 1;
+            let config = json!({ "Name": format!("marker{marker}"), "Data": "YQ==" });
+            self.fixture.client.request("POST", "/configs/create", Some(&config)).await.unwrap().ok().unwrap();
+            let is_marker = |event: &Value| event["Actor"]["Attributes"]["name"] == config["Name"];
+            for _ in 0..100 {
+                if self.events().await.iter().any(is_marker) {
+                    return;
+                }
+            }
+            assert!(begin.elapsed() < EVENT, "no event of a marker");
+        }
+    }
+
+    async fn events(&self) -> Vec<Value> {
+        let reply = self.fixture.client.get("/v1.51/events?since=0&until=99999999999.0").await.unwrap();
+        let text = String::from_utf8_lossy(&reply.body).into_owned();
+        let events = text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+        events.filter(|event| event["scope"] == "swarm").collect()
+    }
+
+    /// What the events of the last step say of changes of the service, each beside its name.
+    async fn changes(&self, before: usize) -> String {
+        let events = self.events().await;
+        let of_service = events.iter().skip(before).filter(|event| event["Type"] == "service");
+        let shown = of_service.map(|event| {
+            let attributes = event["Actor"]["Attributes"].as_object().unwrap().iter().filter(|(key, _)| *key != "name");
+            let attributes = attributes.map(|(key, value)| format!("{key}={}", value.as_str().unwrap_or_default()));
+            attributes.collect::<Vec<_>>().join(" ")
+        });
+        shown.filter(|change| !change.is_empty()).collect::<Vec<_>>().join(" | ")
     }
 
     async fn get(&self, target: &str) -> Value {
@@ -176,7 +221,8 @@ impl Course {
         self.plan().await;
     }
 
-    async fn shows(&self, what: &str) -> String {
+    /// `before`: how many events there were before the last step.
+    async fn shows(&self, what: &str, before: usize) -> String {
         let is_id = |word: &str| word.len() == 25 && word.bytes().all(|b| b.is_ascii_digit() || b.is_ascii_lowercase());
         let text = match what {
             "update" => {
@@ -184,11 +230,14 @@ impl Course {
                 let text = |key: &str| update[key].as_str().unwrap_or_default().to_owned();
                 format!("{} {}", text("State"), text("Message"))
             }
-            "pending" => {
-                let tasks = self.get("/tasks").await;
+            "changes" => self.changes(before).await,
+            "pending" | "pending-on-lab1" | "waits" => {
+                let of_node = json!({ "node": ["lab1"] }).to_string().replace('"', "%22");
+                let query = if what == "pending-on-lab1" { format!("?filters={of_node}") } else { String::new() };
+                let tasks = self.get(&format!("/tasks{query}")).await;
                 let tasks = tasks.as_array().into_iter().flatten();
                 let waiting = tasks.filter(|task| task["Status"]["State"] == "pending" && task["DesiredState"] != "shutdown");
-                let texts: BTreeSet<&str> = waiting.filter_map(|task| task["Status"]["Err"].as_str()).collect();
+                let texts: BTreeSet<String> = waiting.map(|task| waits(task, what)).collect();
                 texts.into_iter().collect::<Vec<_>>().join(" | ")
             }
             "counts" => {
@@ -197,6 +246,14 @@ impl Course {
                 format!("{} {} {}", count("RunningTasks"), count("DesiredTasks"), count("CompletedTasks"))
             }
             "refused" => self.said.clone(),
+            "iterations" => {
+                let tasks = self.get("/tasks").await;
+                let tasks = tasks.as_array().into_iter().flatten();
+                let mut shown: Vec<String> =
+                    tasks.map(|task| format!("{} {}", task["Status"]["State"].as_str().unwrap(), task["JobIteration"])).collect();
+                shown.sort();
+                shown.join(" | ")
+            }
             "previous" => {
                 let previous = self.get("/services/web").await["PreviousSpec"].take();
                 previous["TaskTemplate"]["ContainerSpec"]["Image"].as_str().unwrap_or_default().to_owned()
@@ -218,6 +275,16 @@ impl Course {
     }
 }
 
+/// Why a task waits; all that is said of it for the WHAT `waits`.
+fn waits(task: &Value, what: &str) -> String {
+    let text = |key: &str| task["Status"][key].as_str().unwrap_or_default().to_owned();
+    if what != "waits" {
+        return text("Err");
+    }
+    let node = if task.get("NodeID").is_some() { "a node" } else { "no node" };
+    format!("{}, {}, {node}, {}", text("State"), text("Message"), task["Status"]["PortStatus"])
+}
+
 #[tokio::test]
 async fn services_show_what_those_of_a_real_swarm_show_or_something_else_for_a_reason() {
     let table = table("course.txt");
@@ -231,12 +298,19 @@ async fn services_show_what_those_of_a_real_swarm_show_or_something_else_for_a_r
             steps.remove(0);
         }
         let mut course = Course::new(nodes.as_deref().unwrap_or("ready,ready")).await;
+        let (mut last, mut before) = (steps.len(), 0);
         for step in steps {
+            last -= 1;
+            if what == "changes" && last == 0 {
+                course.markers = Some(0);
+                course.seen().await;
+                before = course.events().await.len();
+            }
             assert!(course.said.is_empty() || course.said.starts_with('2'), "line {}: {}", case.number, course.said);
             course.step(step).await;
         }
         assert!(what == "refused" || course.said.starts_with('2'), "line {}: {}", case.number, course.said);
-        let (shown, expected) = (course.shows(what).await, case.unlike.map_or(case.real, |(ours, _)| ours.trim()));
+        let (shown, expected) = (course.shows(what, before).await, case.unlike.map_or(case.real, |(ours, _)| ours.trim()));
         if shown != expected {
             wrong.push(format!("line {}: {}\n    is {shown}\n    not {expected}", case.number, case.request));
         }

@@ -8,6 +8,7 @@ const UNKNOWN_KEY: &str = "a constraint on a key that no node has is refused: it
 const MANAGERS: &str = "keys are drawn, and the node of the test is not locked: words/trust.txt has these cases";
 const ATTACHING: &str = "a container on a network that is not attachable is refused at its creation, in the words of its start";
 const EMPTY: &str = "an empty spec, which sets everything of the swarm to zero, is refused";
+const DEFAULTS: &str = "what an update of the swarm leaves out has its default: words/managers.txt has this case";
 const NO_CONTAINERS: &str = "the test has an engine without containers";
 const NO_TARGET_PORT: &str = "a published port without a target port leads nowhere: refused";
 const NO_MANAGER_LOOPS: &str = "the test has a store without allocator and orchestrator";
@@ -24,6 +25,7 @@ const SKIPPED: &[(&str, &str, &str, &str)] = &[
     ("swarm/update-autolock", "", "", MANAGERS),
     ("swarm/update-autolock-off", "GET", "/swarm", "recorded after the swarm was re-created with --force-new-cluster"),
     ("swarm/update-snapshots", "GET", "/swarm", OTHER_STATE),
+    ("raw/swarm-update-spec-3", "GET", "/swarm", DEFAULTS),
     ("raw/swarm-update-spec-4", "POST", "/swarm/update", EMPTY),
     ("raw/swarm-update-spec-4", "GET", "/swarm", MANAGERS),
     ("swarm/unlock-not-locked", "GET", "/info", OTHER_STATE),

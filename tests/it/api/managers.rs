@@ -9,7 +9,6 @@ use serde_json::{Value, json};
 use skep::api::control::Membership;
 use skep::clock::{Clock, SystemClock};
 use skep::model::node::ManagerStatus;
-use skep::model::service_update::ServiceUpdate;
 use skep::model::{NodeState, Role, Timestamp};
 use skep::store::{Action, Propose, ProposeError, StoreHandle, StorePublisher, Transaction};
 use std::sync::Arc;
@@ -82,13 +81,16 @@ impl Swarm {
         for request in requests.split("; ") {
             last = match request.strip_prefix("write ") {
                 Some(change) => self.write(change).await,
-                None => self.single_request(request).await,
+                None => match request.strip_prefix("shown ") {
+                    Some(what) => self.shown(what).await,
+                    None => self.single_request(request).await,
+                },
             };
         }
         last
     }
 
-    /// What the leader writes by itself: `node NAME STATE|manager|demoted|joined`, `update STATE` (of web1), `subnet NETWORK`.
+    /// What the leader writes by itself: `node NAME STATE|manager|demoted|joined`, `subnet NETWORK`.
     async fn write(&self, change: &str) -> String {
         let handle = self.store.as_ref().unwrap();
         let store = handle.read();
@@ -103,13 +105,6 @@ impl Swarm {
                     state => node.status.state = serde_json::from_value(json!(state)).unwrap(),
                 }
                 Action::update(node)
-            }
-            ["update", state] => {
-                let mut service = store.service_named("web1").unwrap().clone();
-                let state = serde_json::from_value(json!(state)).unwrap();
-                let (started_at, message) = (Some(SystemClock.now()), String::new());
-                service.update = Some(ServiceUpdate { state, started_at, completed_at: None, message, dirty: 1, failed: 0 });
-                Action::update(service)
             }
             ["subnet", name] => {
                 let mut network = store.networks().find(|network| network.spec.name == name).unwrap().clone();
@@ -132,6 +127,14 @@ impl Swarm {
         let message = serde_json::from_slice::<Value>(&reply.body).unwrap_or_default();
         let message = without_ids(message["message"].as_str().unwrap_or_default());
         format!("{} {message}", reply.status.as_u16()).trim().to_owned()
+    }
+
+    /// `TARGET PATH`: that part of what is shown there; `-` for all of it.
+    async fn shown(&self, what: &str) -> String {
+        let (target, path) = what.split_once(' ').unwrap();
+        let shown: Value = self.fixture.client.get(target).await.unwrap().json().unwrap();
+        let path = if path == "-" { String::new() } else { format!("/{}", path.replace('.', "/")) };
+        shown.pointer(&path).unwrap_or(&Value::Null).to_string()
     }
 
     async fn version(&self, target: &str) -> String {

@@ -4,7 +4,7 @@ use super::fixture::{ApiFixture, FakeNode};
 use serde_json::{Value, json};
 use skep::api::control::Membership;
 use skep::clock::{Clock, SystemClock};
-use skep::model::{Role, Timestamp};
+use skep::model::{ClusterSpec, Role, Timestamp};
 use skep::store::Action;
 use std::time::Duration;
 
@@ -120,9 +120,13 @@ async fn settings_of_raft_and_dispatcher_are_kept_and_shown() {
         let posted = json!({"Name": "default", "Dispatcher": {"HeartbeatPeriod": period}});
         assert_eq!(post(&fixture, &target(), &posted).await.0, status);
     }
-    // As Ansible posts it: all that the playbook does not name is zero.
-    assert_eq!(post(&fixture, &target(), &json!({"Name": "default", "Labels": {}, "Raft": {}})).await.0, 200);
-    assert_eq!(store.read().cluster().unwrap().spec.raft.snapshot_interval, None, "zero is the default");
+    // As Ansible posts it: all that the playbook does not name has its default, and zero is one too.
+    for raft in [json!({}), json!({ "SnapshotInterval": 0 })] {
+        assert_eq!(post(&fixture, &target(), &json!({"Name": "default", "Labels": {}, "Raft": raft})).await.0, 200);
+        let spec = store.read().cluster().unwrap().spec.clone();
+        assert_eq!((spec.raft.snapshot_interval, spec.snapshot_every()), (Some(10_000), None), "that of the daemon's settings");
+        assert_eq!(spec, ClusterSpec::default());
+    }
 }
 
 /// Ansible and the CLI post both at once: what is refused must not leave half of it.

@@ -5,9 +5,9 @@ use super::recorded_store;
 use serde_json::{Value, json};
 use skep::api::control::Membership;
 use skep::clock::{Clock, SystemClock};
-use skep::model::Role;
 use skep::model::autoscale::Scaling;
 use skep::model::service::Replicated;
+use skep::model::{Role, ServiceUpdate, UpdateState};
 use skep::store::{Action, FieldUpdate, StoreHandle};
 
 async fn swarm() -> (ApiFixture, StoreHandle) {
@@ -309,7 +309,6 @@ async fn a_global_service_counts_the_nodes_that_should_run_it() {
 
 #[tokio::test]
 async fn a_change_that_replaces_no_task_leaves_a_paused_update_and_the_way_back() {
-    use skep::model::{ServiceUpdate, UpdateState};
     let (fixture, store) = swarm().await;
     let spec = |image: &str, replicas: u64| json!({"Name": "web", "TaskTemplate": {"ContainerSpec": {"Image": image}}, "Mode": {"Replicated": {"Replicas": replicas}}});
     let update = async |query: &str, body: &Value| {
@@ -344,6 +343,10 @@ async fn a_change_that_replaces_no_task_leaves_a_paused_update_and_the_way_back(
     worse.update = Some(ServiceUpdate { state: UpdateState::Paused, started_at: at, ..worse.update.clone().unwrap() });
     store.write(SystemClock.now(), vec![Action::update(worse)]).await.unwrap();
     assert_eq!(update("&rollback=previous", &spec("bad:1", 5)).await.0, 200);
+    let (_, shown) = send(&fixture, "GET", "/services/web", None).await;
+    let shown = &shown["UpdateStatus"];
+    assert_eq!((&shown["State"], &shown["Message"]), (&json!("rollback_started"), &json!("manually requested rollback")));
+    assert!(shown["StartedAt"].as_str().is_some_and(|at| at.starts_with("20")), "before the leader has looked at it: {shown}");
     let service = store.read().service_named("web").unwrap().clone();
     assert_eq!(
         (service.spec.task_template.container_spec.image.as_str(), service.spec_version),
@@ -361,6 +364,29 @@ async fn a_change_that_replaces_no_task_leaves_a_paused_update_and_the_way_back(
     assert_eq!((service.spec.task_template.container_spec.image.as_str(), service.spec_version), ("worse:1", 3));
     assert_eq!(update("", &spec("good:2", 2)).await.0, 200);
     assert_eq!(store.read().service_named("web").unwrap().spec_version, 4);
+}
+
+#[tokio::test]
+async fn a_change_that_replaces_no_task_leaves_a_paused_rollback_and_advises_what_helps() {
+    let (fixture, store) = swarm().await;
+    let spec = |image: &str, replicas: u64| json!({"Name": "web", "TaskTemplate": {"ContainerSpec": {"Image": image}}, "Mode": {"Replicated": {"Replicas": replicas}}});
+    let update = async |query: &str, body: &Value| {
+        let version = store.read().service_named("web").unwrap().meta.version;
+        send(&fixture, "POST", &format!("/services/web/update?version={version}{query}"), Some(body)).await
+    };
+    assert_eq!(send(&fixture, "POST", "/services/create", Some(&spec("good:1", 2))).await.0, 201);
+    let mut paused = store.read().service_named("web").unwrap().clone();
+    let message = "update paused due to failure or early termination of task x".to_owned();
+    let state = UpdateState::RollbackPaused;
+    paused.update = Some(ServiceUpdate { state, started_at: Some(SystemClock.now()), message, ..ServiceUpdate::requested(true) });
+    store.write(SystemClock.now(), vec![Action::update(paused)]).await.unwrap();
+    let (status, reply) = update("", &spec("good:1", 5)).await;
+    let warning = reply["Warnings"][0].as_str().unwrap_or_default();
+    assert!(status == 200 && warning.contains("--force goes on with it"), "{reply}");
+    assert!(!warning.contains("rollback"), "there is no previous spec: {warning}");
+    let (_, shown) = send(&fixture, "GET", "/services/web", None).await;
+    assert_eq!((&shown["UpdateStatus"]["State"], &shown["PreviousSpec"]), (&json!("rollback_paused"), &Value::Null));
+    assert_eq!(update("&rollback=previous", &spec("good:1", 5)).await.0, 400);
 }
 
 #[tokio::test]

@@ -126,10 +126,13 @@ async fn locks_and_the_ca_are_answered_as_by_a_real_swarm_or_unlike_it_for_a_rea
         let cluster = || node.store().and_then(|store| store.read().cluster().cloned());
         let fixture = ApiFixture::serve(node.clone(), None);
         let (mut before, mut answer) = (None, String::new());
+        let at_first = cluster().and_then(|cluster| cluster.unlock_key);
         for request in requests.split("; ") {
             before = cluster();
             let mut words = request.splitn(3, ' ');
             let [method, target, body] = [(); 3].map(|()| words.next().unwrap_or_default());
+            let version = before.as_ref().map_or(1, |cluster| cluster.meta.version);
+            let target = &target.replace("VERSION", &version.to_string());
             let body = body.replace("\"KEY\"", &format!("\"{}\"", FakeNode::UNLOCK_KEY)).replace("OTHER", other.expose());
             let mut body: Value = if body.is_empty() { Value::Null } else { serde_json::from_str(&body).expect(case.request) };
             for field in ["SigningCACert", "SigningCAKey"] {
@@ -140,6 +143,11 @@ async fn locks_and_the_ca_are_answered_as_by_a_real_swarm_or_unlike_it_for_a_rea
             }
             answer = match method {
                 "rotations" => before.as_ref().map_or(0, |cluster| cluster.ca_history.rotations).to_string(),
+                "key" => match cluster().and_then(|cluster| cluster.unlock_key) {
+                    None => "none".to_owned(),
+                    Some(key) if Some(&key) == at_first.as_ref() => "the same".to_owned(),
+                    Some(_) => "another".to_owned(),
+                },
                 "update" => update(&fixture, target, &body).await,
                 _ => send(&fixture, method, target, &if body.is_null() { String::new() } else { body.to_string() }).await,
             };

@@ -104,7 +104,8 @@ async fn version(fixture: &ApiFixture, service: &str) -> u64 {
     shown["Version"]["Index"].as_u64().unwrap()
 }
 
-/// What is read back of a part of the spec: of a service that is created with the change, or of one of four replicas that is updated.
+/// What is read back of a part of the spec: of a service that is created with the change, also with its defaults, or of one of four
+/// replicas that is updated.
 async fn shown(fixture: &ApiFixture, mut spec: Value, (then, path): (&str, &str), change: &Value, name: &str) -> String {
     if then == "-update" {
         spec["Mode"]["Replicated"]["Replicas"] = json!(4);
@@ -116,12 +117,29 @@ async fn shown(fixture: &ApiFixture, mut spec: Value, (then, path): (&str, &str)
         patch(&mut spec, change);
         assert_eq!(said(fixture, "/services/create", &spec.to_string(), name).await, "201");
     }
-    let service: Value = fixture.client.get(&format!("/services/{name}")).await.unwrap().json().unwrap();
+    let query = if then == "-defaults" { "?insertDefaults=true" } else { "" };
+    let service: Value = fixture.client.get(&format!("/services/{name}{query}")).await.unwrap().json().unwrap();
     service["Spec"].pointer(&format!("/{}", path.replace('.', "/"))).unwrap_or(&Value::Null).to_string()
 }
 
+/// Whether the tasks of a service of the first spec are replaced by an update to the second one: `PATCH then PATCH`.
+async fn replaces(fixture: &ApiFixture, store: &StoreHandle, plain: &Value, patches: &str) -> String {
+    let name = plain["Name"].as_str().unwrap();
+    let [first, second] = [0, 1].map(|at| {
+        let mut spec = plain.clone();
+        patch(&mut spec, &serde_json::from_str(patches.split(" then ").nth(at).unwrap()).unwrap());
+        spec.to_string()
+    });
+    assert_eq!(said(fixture, "/services/create", &first, name).await, "201", "{first}");
+    let number = || store.read().service_named(name).unwrap().spec_version;
+    let before = number();
+    let target = format!("/services/{name}/update?version={}", version(fixture, name).await);
+    assert_eq!(said(fixture, &target, &second, name).await, "200", "{second}");
+    if number() == before { "no" } else { "yes" }.to_owned()
+}
+
 /// What is said of a case.
-async fn answer(fixture: &ApiFixture, case: &Case<'_>) -> String {
+async fn answer(fixture: &ApiFixture, store: &StoreHandle, case: &Case<'_>) -> String {
     let name = format!("svc{}x", case.number);
     let plain = || json!({ "Name": name, "Mode": { "Replicated": { "Replicas": 1 } }, "TaskTemplate": { "ContainerSpec": { "Image": "lab:1" } } });
     let (verb, rest) = case.request.split_once(' ').unwrap_or((case.request, ""));
@@ -133,6 +151,9 @@ async fn answer(fixture: &ApiFixture, case: &Case<'_>) -> String {
     if verb == "raw-update" {
         assert_eq!(said(fixture, "/services/create", &spec.to_string(), &name).await, "201");
         return said(fixture, &format!("/services/{name}/update?version={}", version(fixture, &name).await), rest, &name).await;
+    }
+    if verb == "replaces" {
+        return replaces(fixture, store, &spec, rest).await;
     }
     if let Some(then) = verb.strip_prefix("shown") {
         let (path, rest) = rest.split_once(' ').unwrap_or_else(|| panic!("line {}: no patch", case.number));
@@ -168,7 +189,7 @@ async fn a_posted_spec_is_answered_as_by_a_real_swarm_or_unlike_it_for_a_reason(
     let cases = cases(&table);
     for case in &cases {
         let before = services(&store);
-        let answer = answer(&fixture, case).await;
+        let answer = answer(&fixture, &store, case).await;
         let expected = case.unlike.map_or(case.real, |(ours, _)| ours.trim());
         if !case.matches(&answer) {
             wrong.push(format!("line {}: {}\n    is {answer}\n    not {expected}", case.number, case.request));

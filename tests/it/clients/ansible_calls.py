@@ -35,7 +35,9 @@ def swarm_labels(labels):
 
 tokens = api.inspect_swarm()["JoinTokens"]
 assert swarm_labels({"team": "shop"}) and not swarm_labels({"team": "shop"})
-assert api.inspect_swarm()["JoinTokens"] == tokens, "False is no rotation"
+swarm = api.inspect_swarm()
+assert swarm["JoinTokens"] == tokens, "False is no rotation"
+assert swarm["Spec"]["Orchestration"] == {"TaskHistoryRetentionLimit": 5}, "what is left out has its default"
 
 
 # docker_swarm_service: each update is the whole spec of the playbook, without a look at what is there.

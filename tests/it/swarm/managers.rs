@@ -71,6 +71,7 @@ async fn every_manager_serves_the_api_and_a_dead_leader_is_replaced() {
     let before: Vec<_> = swarm.running("web", 3).await.iter().map(|task| task["ID"].clone()).collect();
     let leader = reachable(&swarm.hosts[1], 3).await;
     let index = swarm.hosts.iter().position(|host| host.name() == leader).expect("a host");
+    let since = std::time::UNIX_EPOCH.elapsed().expect("a time").as_secs_f64();
     swarm.hosts[index].stop_daemon(true).await.expect("killed");
     let other = (index + 1) % 3;
     // Not retried by the test: the request waits for the election.
@@ -87,6 +88,15 @@ async fn every_manager_serves_the_api_and_a_dead_leader_is_replaced() {
     .await;
     let after: Vec<_> = swarm.running("web", 4).await.iter().map(|task| task["ID"].clone()).collect();
     assert!(before.iter().all(|id| after.contains(id)), "no task was moved: {before:?} {after:?}");
+    // In a real swarm every node is unknown and ready again, and every network is updated.
+    let format = "{{.Type}}|{{.Action}}|{{.Actor.Attributes}}";
+    let events = format!("events --since {since} --until 0s --filter scope=swarm --format {format}");
+    let events = swarm.hosts[other].docker_run(&events).await.expect("events");
+    assert!(events.contains("service|update|"), "{events}");
+    let is_of_leader = |line: &str| line.contains(&format!("name:{leader} ")) || line.contains(&format!("name:{leader}]"));
+    let of_change = |line: &&str| line.starts_with("network|") || line.starts_with("node|") && !is_of_leader(line);
+    let of_change: Vec<&str> = events.lines().filter(of_change).collect();
+    assert!(of_change.is_empty(), "{of_change:?}");
     // The leader is cut off: packets vanish instead of being refused, and requests on another manager wait all the same.
     let leader = reachable(&swarm.hosts[0], 3).await;
     let index = swarm.hosts.iter().position(|host| host.name() == leader).expect("a host");
@@ -127,7 +137,7 @@ async fn roles_change_at_the_users_word() {
     assert_ne!(reachable(&swarm.hosts[1], 2).await, "n1");
     within(15, "a worker", || async {
         let error = first.docker_run("node ls").await.err().ok_or_else(|| anyhow::anyhow!("it still answers"))?;
-        anyhow::ensure!(format!("{error:#}").contains("This node is not a swarm manager"), "{error:#}");
+        assert!(format!("{error:#}").contains("This node is not a swarm manager"), "it answers until it is a worker: {error:#}");
         Ok(())
     })
     .await;
@@ -135,8 +145,22 @@ async fn roles_change_at_the_users_word() {
     reachable(&swarm.hosts[1], 3).await;
     // A manager that leaves is no member of raft any more.
     swarm.hosts[2].docker_run("swarm leave --force").await.expect("leaves");
-    reachable(&swarm.hosts[1], 2).await;
+    let leader = reachable(&swarm.hosts[1], 2).await;
     swarm.hosts[1].docker_run("network create -d overlay back").await.expect("the others go on");
+    // It comes back through the manager that does not lead, and drained from the start.
+    let follower = &swarm.hosts[usize::from(leader == "n1")];
+    within(15, "its API", || follower.docker_run("node ls -q")).await;
+    let body = serde_json::json!({
+        "ListenAddr": "0.0.0.0:2377", "AdvertiseAddr": swarm.hosts[2].address().to_string(), "Availability": "drain",
+        "RemoteAddrs": [follower.address().to_string()], "JoinToken": worker_token(follower).await,
+    });
+    ok(&post(&swarm.hosts[2], "/swarm/join", &body).await);
+    within(15, "a drained node", || async {
+        let nodes = follower.docker_run("node ls --format {{.Hostname}}|{{.Status}}|{{.Availability}}").await?;
+        anyhow::ensure!(nodes.contains("n3|Ready|Drain"), "{nodes}");
+        Ok(())
+    })
+    .await;
     swarm.stop().await;
 }
 

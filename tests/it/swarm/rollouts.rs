@@ -319,6 +319,21 @@ async fn a_failing_update_is_paused_and_rolled_back_by_the_stock_cli() {
     .await;
     let now: Vec<Value> = swarm.running("web", 2).await.iter().map(|t| t["ID"].clone()).collect();
     assert_eq!(now, before);
+    // One that is rolled back by itself ends well for the CLI, as with a real swarm.
+    let said =
+        docker(&swarm, "service update --no-resolve-image --update-failure-action rollback --image nowhere.invalid/x:1 web")
+            .await;
+    assert!(said.contains("converged"), "{said}");
+    let now: Vec<Value> = swarm.running("web", 2).await.iter().map(|t| t["ID"].clone()).collect();
+    assert_eq!(now, before);
+    // A real swarm lets it wait for ever.
+    let refused = swarm.hosts[0].docker_run("service update --no-resolve-image --constraint-add node.labels.zone==b web").await;
+    let refused = format!("{:#}", refused.expect_err("paused"));
+    assert!(
+        refused.contains("service update paused: ")
+            && refused.contains("no suitable node (scheduling constraints not satisfied on 2 nodes)"),
+        "{refused}"
+    );
     swarm.stop().await;
 }
 

@@ -239,11 +239,13 @@ async fn a_locked_manager_starts_no_crashed_task_again_while_a_node_that_is_alon
     swarm.service("web", 2, Some(8080), json!({ "RestartPolicy": policy })).await;
     let before = swarm.running("web", 2).await;
     sealed(&swarm.hosts[0], true).await;
+    wait_for_backends(&swarm.hosts, "8080/tcp", 2).await;
+    ledger_is_written(&swarm.hosts[0]).await;
     restart(&mut swarm.hosts[0], true).await;
     let [locked, worker] = &swarm.hosts[..] else { panic!("two hosts") };
     assert_eq!(local_state(locked).await, "locked");
     session_is(worker, "none").await;
-    ask(locked, (locked.address(), 8080).into()).await.expect("its tasks go on");
+    within(10, "its tasks go on", || ask(locked, (locked.address(), 8080).into())).await;
 
     // The locked one's first: it would be the first to start it again.
     let ended = kill_tasks(locked).await;
