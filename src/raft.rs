@@ -10,6 +10,8 @@ mod config;
 mod core;
 mod disk;
 mod handle;
+#[cfg(test)]
+mod hostile_tests;
 mod log;
 mod logger;
 mod request;
