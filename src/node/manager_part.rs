@@ -28,7 +28,9 @@ use crate::model::mesh::{DEFAULT_PORT, node_address};
 use crate::model::{NodeId, NodeView, Timestamp};
 use crate::protocol::{ToManager, ToNode};
 use crate::raft::{self, Raft, RaftConfig, RaftStatus};
-use crate::rpc::{ListenerKind, ManagerGreeter, ManagerLinkConfig, ManagerServer, Server, ServerLimits, SessionServer};
+use crate::rpc::{
+    ListenerKind, ManagerGreeter, ManagerLinkConfig, ManagerServer, RefusedPeers, Server, ServerLimits, SessionServer,
+};
 use crate::store::StoreHandle;
 use crate::sync::replace_if_changed;
 use crate::trust::Identity;
@@ -184,6 +186,8 @@ pub(super) struct ManagerServices {
     raft: watch::Sender<Option<Raft<ApplyOutcome>>>,
     /// Since when no leader is known.
     leaderless: watch::Sender<Option<Timestamp>>,
+    /// Of all its lives.
+    refused: Arc<RefusedPeers>,
     /// For the next start.
     prepared: Option<PreparedManager>,
     opening: Option<OpeningManager>,
@@ -223,6 +227,7 @@ impl ManagerServices {
             health: watch::channel(LeaderHealth::default()).0,
             raft: watch::channel(None).0,
             leaderless: watch::channel(None).0,
+            refused: Arc::default(),
             prepared,
             opening,
             running: None,
@@ -242,6 +247,11 @@ impl ManagerServices {
     /// Since when no leader is known; `None` if one is, and while the part does not run.
     pub(super) fn leaderless(&self) -> watch::Receiver<Option<Timestamp>> {
         self.leaderless.subscribe()
+    }
+
+    /// Connections that it has refused.
+    pub(super) fn refused(&self) -> Arc<RefusedPeers> {
+        self.refused.clone()
     }
 
     /// Its log and its listener are open.
@@ -331,7 +341,7 @@ impl ManagerServices {
             limits,
         )?;
         let keys = KeyAuthority { store: store.store.clone(), clock: env.clock.clone() };
-        let server = Arc::new(server.with_keys(Arc::new(keys)));
+        let server = Arc::new(server.with_keys(Arc::new(keys)).with_counters(self.refused.clone()));
         let (outer, listener, ended) = (server.clone(), Arc::new(listener), stop.clone());
         supervisor.keep("joins", move || {
             let (server, listener, ended) = (outer.clone(), listener.clone(), ended.clone());
