@@ -10,12 +10,16 @@ mod config;
 mod core;
 mod disk;
 mod handle;
+#[cfg(test)]
+mod hostile_tests;
 mod log;
 mod logger;
 mod request;
+mod retries;
 mod rewrite;
 mod shell;
 mod snapshot_thread;
+mod turns;
 
 pub use self::config::{LogCipher, NoCipher, RaftConfig, RaftError, RaftStatus, StateMachine, Transport};
 pub use self::core::{Core, CoreFailure, Effect, Event, MembershipChange, is_snapshot};

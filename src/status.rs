@@ -74,6 +74,25 @@ pub struct ManagerSummary {
     pub loop_restarts: u64,
     /// Objects that the leader, if it is this node, cannot write.
     pub left_out: Vec<UnwrittenObject>,
+    /// Connections on 2377 that were refused for what the other side is or does, by reason.
+    #[serde(default)]
+    pub refused_connections: BTreeMap<String, u64>,
+    #[serde(default)]
+    pub raft: RaftSummary,
+}
+
+/// Raft of a manager.
+#[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
+pub struct RaftSummary {
+    /// It leads, and writes.
+    pub leads: bool,
+    pub term: u64,
+    /// Index of the last entry that it has applied.
+    pub applied: u64,
+    /// Messages of other managers that no manager sends, and snapshots that cannot be read.
+    pub ignored: u64,
+    /// Why it cannot write. Empty: it can.
+    pub problem: String,
 }
 
 /// This node's certificate.

@@ -11,7 +11,7 @@ mod names;
 use crate::ingress::PortStatus;
 use crate::ingress::ebpf::{EbpfStatus, drop_reason};
 use crate::model::Role;
-use crate::status::{NodeSummary, Status};
+use crate::status::{NodeSummary, RaftSummary, Status};
 use family::{Exposition, MetricFamily};
 pub use format::MetricsFormat;
 
@@ -78,6 +78,13 @@ fn manager(status: &Status, out: &mut Exposition) {
     out.add(&MetricFamily::counter("skep_manager_loop_restarts_total", restarts, []).value(manager.loop_restarts));
     let left_out = "Objects whose planned change the leader, if it is this manager, cannot write.";
     out.add(&MetricFamily::gauge("skep_manager_left_out_objects", left_out, []).value(manager.left_out.len() as u64));
+    let help = "Connections on 2377 that this manager refused for what the other side is or does, by reason.";
+    let mut refused = MetricFamily::counter("skep_manager_refused_connections_total", help, ["reason"]);
+    for (reason, count) in &manager.refused_connections {
+        refused.add([reason.as_str()], *count);
+    }
+    out.add(&refused);
+    raft(&manager.raft, out);
     let level = "Feature level of the cluster: what managers may write to the log.";
     out.add(&MetricFamily::gauge("skep_cluster_feature_level", level, []).value(manager.feature_level.into()));
     let help = "Newest feature level of a node's build: the cluster's is not higher than that of any manager.";
@@ -88,6 +95,17 @@ fn manager(status: &Status, out: &mut Exposition) {
         }
     }
     out.add(&newest);
+}
+
+/// Raft of a manager.
+fn raft(raft: &RaftSummary, out: &mut Exposition) {
+    out.add(&flag("skep_raft_leader", "1 while this manager leads.", raft.leads));
+    out.add(&flag("skep_raft_problem", "1 while this manager's raft cannot write.", !raft.problem.is_empty()));
+    let gauge = |name, help, value| MetricFamily::gauge(name, help, []).value(value);
+    out.add(&gauge("skep_raft_term", "Term of this manager's raft: it rises with each election.", raft.term));
+    out.add(&gauge("skep_raft_applied_index", "Raft index of the last entry that this manager has applied.", raft.applied));
+    let ignored = "Raft messages of other managers that no manager sends, and snapshots that could not be read.";
+    out.add(&MetricFamily::counter("skep_raft_ignored_messages_total", ignored, []).value(raft.ignored));
 }
 
 fn flag(name: &'static str, help: &'static str, value: bool) -> MetricFamily<0> {

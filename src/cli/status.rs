@@ -91,6 +91,10 @@ fn manager_lines(manager: &ManagerSummary) -> Vec<String> {
     if manager.loop_restarts > 0 {
         lines.push(format!("restarts: the leader's loops were started again {} times after a panic", manager.loop_restarts));
     }
+    let refused: u64 = manager.refused_connections.values().sum();
+    if let Some((most, count)) = manager.refused_connections.iter().max_by_key(|(_, count)| **count).filter(|_| refused > 0) {
+        lines.push(format!("refused:  {refused} connections on 2377, most for {most} ({count}): `skep status --json` has all"));
+    }
     lines.extend(manager.left_out.iter().take(NAMED).map(|object| format!("left out: {object}")));
     if let Some(more) = manager.left_out.len().checked_sub(NAMED).filter(|more| *more > 0) {
         lines.push(format!("left out: {more} more objects: `skep status --json` names them"));
@@ -236,7 +240,16 @@ mod tests {
             service_name: "web".to_owned(),
             reason: "too large".to_owned(),
         };
-        let manager = ManagerSummary { feature_level: 1, loop_restarts: 3, left_out: (1..=7).map(object).collect() };
+        let refused_connections = [("frame", 2), ("token", 5)].map(|(reason, count)| (reason.to_owned(), count)).into();
+        let refusing = ManagerSummary { feature_level: 2, refused_connections, ..ManagerSummary::default() };
+        let line = "refused:  7 connections on 2377, most for token (5): `skep status --json` has all";
+        assert_eq!(manager_lines(&refusing), ["features: level 2", line]);
+        let manager = ManagerSummary {
+            feature_level: 1,
+            loop_restarts: 3,
+            left_out: (1..=7).map(object).collect(),
+            ..ManagerSummary::default()
+        };
         let lines = manager_lines(&manager);
         assert!(lines[1].contains("3 times after a panic"), "{lines:?}");
         assert_eq!(lines[2], "left out: task t1 (service web): too large");

@@ -28,7 +28,9 @@ use crate::model::mesh::{DEFAULT_PORT, node_address};
 use crate::model::{NodeId, NodeView, Timestamp};
 use crate::protocol::{ToManager, ToNode};
 use crate::raft::{self, Raft, RaftConfig, RaftStatus};
-use crate::rpc::{ListenerKind, ManagerGreeter, ManagerLinkConfig, ManagerServer, Server, ServerLimits, SessionServer};
+use crate::rpc::{
+    ListenerKind, ManagerGreeter, ManagerLinkConfig, ManagerServer, RefusedPeers, Server, ServerLimits, SessionServer,
+};
 use crate::store::StoreHandle;
 use crate::sync::replace_if_changed;
 use crate::trust::Identity;
@@ -44,6 +46,8 @@ use tokio_util::sync::CancellationToken;
 
 /// Time for another manager to take over before this one stops.
 const TRANSFER: Duration = Duration::from_secs(1);
+/// Silence of raft's thread after which its log is not waited for: of a disk that does not answer.
+const CLOSE: Duration = Duration::from_secs(2);
 /// Time for the leader to fill the store of a new manager before its API is served.
 const FILLED: Duration = Duration::from_secs(10);
 /// Time in which an election is over that can succeed.
@@ -102,7 +106,9 @@ impl ManagerStore {
         // No write is lost, and the others need not find out first that this one is gone.
         self.raft.transfer_leadership(TRANSFER).await;
         self.stop.cancel();
-        self.raft.closed().await;
+        if !self.raft.closed_unless_held(CLOSE).await {
+            tracing::warn!("the log of raft is not closed: its disk does not answer");
+        }
     }
 }
 
@@ -180,6 +186,8 @@ pub(super) struct ManagerServices {
     raft: watch::Sender<Option<Raft<ApplyOutcome>>>,
     /// Since when no leader is known.
     leaderless: watch::Sender<Option<Timestamp>>,
+    /// Of all its lives.
+    refused: Arc<RefusedPeers>,
     /// For the next start.
     prepared: Option<PreparedManager>,
     opening: Option<OpeningManager>,
@@ -219,6 +227,7 @@ impl ManagerServices {
             health: watch::channel(LeaderHealth::default()).0,
             raft: watch::channel(None).0,
             leaderless: watch::channel(None).0,
+            refused: Arc::default(),
             prepared,
             opening,
             running: None,
@@ -238,6 +247,11 @@ impl ManagerServices {
     /// Since when no leader is known; `None` if one is, and while the part does not run.
     pub(super) fn leaderless(&self) -> watch::Receiver<Option<Timestamp>> {
         self.leaderless.subscribe()
+    }
+
+    /// Connections that it has refused.
+    pub(super) fn refused(&self) -> Arc<RefusedPeers> {
+        self.refused.clone()
     }
 
     /// Its log and its listener are open.
@@ -327,7 +341,7 @@ impl ManagerServices {
             limits,
         )?;
         let keys = KeyAuthority { store: store.store.clone(), clock: env.clock.clone() };
-        let server = Arc::new(server.with_keys(Arc::new(keys)));
+        let server = Arc::new(server.with_keys(Arc::new(keys)).with_counters(self.refused.clone()));
         let (outer, listener, ended) = (server.clone(), Arc::new(listener), stop.clone());
         supervisor.keep("joins", move || {
             let (server, listener, ended) = (outer.clone(), listener.clone(), ended.clone());

@@ -33,7 +33,7 @@ use crate::model::node::NodeDescription;
 use crate::model::{NodeSpec, NodeView, Role, Timestamp};
 use crate::protocol::ToManager;
 use crate::raft::{Raft, RaftStatus};
-use crate::rpc::RenewalConfig;
+use crate::rpc::{RefusedPeers, RenewalConfig};
 use crate::store::{Action, FEATURE_LEVELS, FieldUpdate, StoreHandle};
 use crate::trust::Identity;
 use async_trait::async_trait;
@@ -72,6 +72,8 @@ pub(super) struct Member {
     store: watch::Receiver<Option<StoreHandle>>,
     /// What of the leader's loops on this node does not work.
     pub leader_health: watch::Receiver<LeaderHealth>,
+    /// Connections that the manager's part has refused.
+    pub refused: Arc<RefusedPeers>,
     raft: watch::Receiver<Option<Raft<ApplyOutcome>>>,
     /// Since when this node, as a manager, knows no leader.
     pub leaderless: watch::Receiver<Option<Timestamp>>,
@@ -128,7 +130,8 @@ impl Member {
         let recovery = Arc::new(RecoveryWindow::default());
         let (role, roles) = watch::channel(membership.current_role());
         let services = ManagerServices::new(env, current.clone(), identity.clone(), &network, recovery.clone(), manager);
-        let (leader_health, raft, leaderless) = (services.health(), services.raft(), services.leaderless());
+        let (leader_health, refused) = (services.health(), services.refused());
+        let (raft, leaderless) = (services.raft(), services.leaderless());
         let store = start_manager_role(services, roles, &context).await?;
         let (certificate, certificate_role) = watch::channel(identity.borrow().role());
         let issuer = IssuerWatch { view: context.view.subscribe(), session: session.state.clone() };
@@ -159,6 +162,7 @@ impl Member {
             role,
             store,
             leader_health,
+            refused,
             raft,
             leaderless,
             ports,

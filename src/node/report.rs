@@ -13,7 +13,6 @@ use crate::api::control::LOCKED;
 use crate::datapath::TunnelPeerState;
 use crate::datapath::ebpf::HookSide;
 use crate::datapath::host_routes;
-use crate::manager::LeaderHealth;
 use crate::manager::allocator::overlap;
 use crate::manager::root_rotation;
 use crate::model::secret::hiding;
@@ -21,7 +20,7 @@ use crate::model::view::Peer;
 use crate::model::{ClusterSpec, Node, Timestamp};
 use crate::overlay::{PathMtus, key_in_use};
 use crate::rpc::SessionState;
-use crate::status::{CertificateSummary, DatapathSummary, ManagerSummary, NodeSummary, Status};
+use crate::status::{CertificateSummary, DatapathSummary, ManagerSummary, NodeSummary, RaftSummary, Status};
 use crate::store::Store;
 use crate::trust::{Remaining, Validity};
 use anyhow::Context as _;
@@ -169,7 +168,7 @@ async fn active(daemon: &Daemon, member: &Member, base: Status) -> Status {
         applied: member.applied.by_name(),
         troubles: troubles(&member.troubles.borrow(), &base.blockers),
         stale_since,
-        manager: store.as_deref().map(|store| manager_summary(store, &member.leader_health.borrow())),
+        manager: store.as_deref().map(|store| manager_summary(store, member)),
         datapaths: DatapathSummary {
             tunnel: tunnel.implementation.clone(),
             tunnel_port: tunnel.port,
@@ -272,8 +271,21 @@ fn node_line(node: &Peer, here: bool, peer: Option<&TunnelPeerState>, path_mtu: 
     }
 }
 
-fn manager_summary(store: &Store, health: &LeaderHealth) -> ManagerSummary {
-    ManagerSummary { feature_level: store.feature_level(), loop_restarts: health.restarts, left_out: health.left_out.clone() }
+fn manager_summary(store: &Store, member: &Member) -> ManagerSummary {
+    let (health, raft) = (member.leader_health.borrow(), member.raft_status().unwrap_or_default());
+    ManagerSummary {
+        feature_level: store.feature_level(),
+        loop_restarts: health.restarts,
+        left_out: health.left_out.clone(),
+        refused_connections: member.refused.read(),
+        raft: RaftSummary {
+            leads: raft.is_leader,
+            term: raft.term,
+            applied: raft.applied,
+            ignored: raft.ignored,
+            problem: raft.problem.unwrap_or_default(),
+        },
+    }
 }
 
 /// Networks of the swarm that are networks of this host too: clients there are left to the userspace datapath, and containers

@@ -2,7 +2,14 @@
 //! entries with gaps.
 
 use super::log::Log;
-use raft::eraftpb::{Message, MessageType};
+use raft::eraftpb::{ConfState, Message, MessageType};
+use std::collections::BTreeSet;
+
+/// Above every index of a log: raft adds to those that it is sent.
+const NO_INDEX: u64 = 1 << 62;
+/// Terms that a manager may be behind, which is more than elections in a lifetime; those that a message skips are gone for good, and
+/// after the last one no leader is elected.
+const TERMS_BEHIND: u64 = 1 << 32;
 
 /// Why a message is not passed to raft.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -66,14 +73,22 @@ pub(super) fn message(message: &Message, local: &LocalState<impl Fn(u64) -> Opti
     if message.from == 0 || message.from == local.id {
         return Err(MessageError::Malformed("its sender is this manager or has no raft id"));
     }
-    if message.term == 0 {
-        return Err(MessageError::Malformed("it has no term"));
+    if message.term == 0 || message.term.saturating_sub(local.term) > TERMS_BEHIND {
+        return Err(MessageError::Malformed("it has no term, or one that no election can have reached"));
+    }
+    if [message.index, message.commit, message.reject_hint].into_iter().any(|index| index >= NO_INDEX) {
+        return Err(MessageError::Malformed("no log has such an index"));
     }
     match message.get_msg_type() {
         T::MsgAppend => {
+            // Of an entry that its log does not have raft says that the term is 0, and compares that with this one.
+            if (message.index == 0) != (message.log_term == 0) || message.log_term > message.term {
+                return Err(MessageError::Malformed("the entry before its entries has no term, or a later one"));
+            }
             let (mut index, mut last_term) = (message.index, message.log_term);
             for entry in message.get_entries() {
-                if index.checked_add(1) != Some(entry.index) || entry.term < last_term || entry.term > message.term {
+                let follows = index.checked_add(1) == Some(entry.index) && entry.term >= last_term.max(1);
+                if !follows || entry.term > message.term {
                     return Err(MessageError::Malformed("its entries do not follow each other"));
                 }
                 (index, last_term) = (entry.index, entry.term);
@@ -94,12 +109,19 @@ pub(super) fn message(message: &Message, local: &LocalState<impl Fn(u64) -> Opti
         T::MsgHeartbeat if message.term >= local.term && message.commit > local.last => Err(MessageError::WentBackwards(
             format!("the leader has an acknowledgement of entry {}, the last one in this log is {}", message.commit, local.last),
         )),
+        T::MsgAppendResponse if message.term == local.term && message.index > local.last => {
+            Err(MessageError::Malformed("it acknowledges an entry that this leader has not sent"))
+        }
         T::MsgSnapshot => {
             let metadata = message.get_snapshot().get_metadata();
-            if metadata.index == 0 || metadata.get_conf_state().get_voters().is_empty() || metadata.term > message.term {
-                return Err(MessageError::Malformed("its snapshot names no entry or no voter"));
+            if metadata.index == 0 || metadata.index >= NO_INDEX || metadata.term == 0 || metadata.term > message.term {
+                return Err(MessageError::Malformed("its snapshot names no entry"));
             }
-            Ok(())
+            if is_membership(metadata.get_conf_state()) {
+                Ok(())
+            } else {
+                Err(MessageError::Malformed("its snapshot names no membership"))
+            }
         }
         T::MsgAppendResponse
         | T::MsgRequestVote
@@ -112,4 +134,13 @@ pub(super) fn message(message: &Message, local: &LocalState<impl Fn(u64) -> Opti
         // Proposals are not forwarded, because the proposer needs the outcome; the other kinds are local to a manager.
         _ => Err(MessageError::Malformed("managers do not send this kind")),
     }
+}
+
+/// Whether changes of one manager at a time, as skep makes them, lead to this membership: raft panics at one that contradicts itself.
+fn is_membership(members: &ConfState) -> bool {
+    let (voters, learners) = (members.get_voters(), members.get_learners());
+    let all: BTreeSet<u64> = voters.iter().chain(learners).copied().collect();
+    let is_simple =
+        members.get_voters_outgoing().is_empty() && members.get_learners_next().is_empty() && !members.get_auto_leave();
+    is_simple && !voters.is_empty() && !all.contains(&0) && all.len() == voters.len() + learners.len()
 }

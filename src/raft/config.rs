@@ -148,6 +148,8 @@ pub struct RaftStatus {
     pub caught_up: Vec<u64>,
     /// More than half of the voters, this one included, were heard a moment ago: without a leader one is about to be elected.
     pub hears_majority: bool,
+    /// Messages and snapshots of other managers that were not taken, since the start: they cannot be read, or no manager sends such.
+    pub ignored: u64,
     /// Why this manager cannot write now, for users; `None` if it can.
     pub problem: Option<String>,
 }

@@ -120,6 +120,8 @@ pub struct Core {
     transfers: usize,
     /// Ticks since the last message, by manager.
     silence: BTreeMap<u64, usize>,
+    /// See [`RaftStatus::ignored`].
+    ignored: u64,
     /// A commit index that is not on the disk, with its term and vote, which are; and the ticks since.
     unsaved: Option<(HardState, usize)>,
 }
@@ -182,6 +184,7 @@ impl Core {
             snapshots_sent: BTreeMap::new(),
             transfers: 0,
             silence: BTreeMap::new(),
+            ignored: 0,
             unsaved: None,
         };
         core.set_timeout();
@@ -295,6 +298,7 @@ impl Core {
             heard: sorted(&self.heard()),
             caught_up: self.caught_up(),
             hears_majority: self.hears_majority(),
+            ignored: self.ignored,
             problem: None,
         }
     }
@@ -362,7 +366,7 @@ impl Core {
 
     fn step(&mut self, bytes: &[u8]) -> Result<(), CoreFailure> {
         let Ok(message) = Message::parse_from_bytes(bytes) else {
-            tracing::warn!(bytes = bytes.len(), "a raft message cannot be read: ignored");
+            self.ignore(None, "it cannot be read");
             return Ok(());
         };
         let raft = &self.raw.raft;
@@ -376,7 +380,7 @@ impl Core {
         match check::message(&message, &local) {
             Ok(()) => {}
             Err(MessageError::Malformed(why)) => {
-                tracing::warn!(from = message.from, kind = ?message.get_msg_type(), why, "a raft message is ignored");
+                self.ignore(Some(&message), why);
                 return Ok(());
             }
             Err(MessageError::WentBackwards(why)) => {
@@ -396,6 +400,20 @@ impl Core {
             tracing::debug!(from, %error, "a raft message is ignored");
         }
         Ok(())
+    }
+
+    /// Counts on from the log's last session.
+    pub fn count_ignored(&mut self, before: u64) {
+        self.ignored += before;
+    }
+
+    /// Counts a message that no manager sends, and logs the fewer the more there are.
+    fn ignore(&mut self, message: Option<&Message>, why: &str) {
+        self.ignored += 1;
+        if self.ignored.is_power_of_two() {
+            let (from, kind) = (message.map(|message| message.from), message.map(Message::get_msg_type));
+            tracing::warn!(from, ?kind, why, ignored = self.ignored, "a raft message is ignored");
+        }
     }
 
     fn propose(&mut self, ticket: u64, data: Vec<u8>, effects: &mut Vec<Effect>) {

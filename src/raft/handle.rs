@@ -3,6 +3,8 @@
 use super::config::{RaftError, RaftStatus};
 use super::core::MembershipChange;
 use super::request::{RaftRequest, Responder};
+use super::turns::Turns;
+use std::sync::Arc;
 use std::sync::mpsc::{SyncSender, TrySendError};
 use std::time::Duration;
 use tokio::sync::{oneshot, watch};
@@ -15,11 +17,13 @@ pub struct Raft<O> {
     pub(super) requests: SyncSender<RaftRequest<O>>,
     pub(super) status: watch::Receiver<RaftStatus>,
     pub(super) timeout: Duration,
+    pub(super) turns: Arc<Turns>,
 }
 
 impl<O> Clone for Raft<O> {
     fn clone(&self) -> Self {
-        Self { requests: self.requests.clone(), status: self.status.clone(), timeout: self.timeout }
+        let (requests, status) = (self.requests.clone(), self.status.clone());
+        Self { requests, status, timeout: self.timeout, turns: self.turns.clone() }
     }
 }
 
@@ -107,6 +111,18 @@ impl<O: Send + 'static> Raft<O> {
     pub async fn closed(&self) {
         let mut status = self.status.clone();
         while status.changed().await.is_ok() {}
+    }
+
+    /// As [`Self::closed`]; gives up, and returns false, once raft's thread has not gone on for so long: the disk holds it.
+    pub async fn closed_unless_held(&self, limit: Duration) -> bool {
+        let closed = self.closed();
+        tokio::pin!(closed);
+        while self.turns.silence() < limit {
+            if tokio::time::timeout(limit / 8, &mut closed).await.is_ok() {
+                return true;
+            }
+        }
+        false
     }
 
     async fn request<T>(&self, request: impl FnOnce(Responder<T>) -> RaftRequest<O>) -> Result<T, RaftError> {

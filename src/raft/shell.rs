@@ -1,7 +1,7 @@
 //! The thread around the core: passes requests and ticks to it and carries out its effects. All disk access is on this
 //! thread, not on those of the async runtime; only the bytes of a snapshot are made on one of their own, because a large state
 //! takes longer than an election. A disk failure (full, broken) stops writes and not the process: the log is
-//! opened again until that works.
+//! opened again until that works. So it is after a bug, and after a snapshot of the leader that cannot be read.
 
 use super::config::{RaftConfig, RaftError, RaftStatus, StateMachine, Transport};
 use super::core::{Core, CoreFailure, Effect, Event};
@@ -9,7 +9,9 @@ use super::disk::{Disk, DiskError, SealAgainError};
 use super::handle::Raft;
 use super::log::Log;
 use super::request::{RaftRequest, Responder};
-use super::snapshot_thread::{SnapshotFailure, SnapshotThread};
+use super::retries::Retries;
+use super::snapshot_thread::{SnapshotBug, SnapshotThread};
+use super::turns::{SilenceLimits, Turns, watch_turns, without_leader};
 use anyhow::Context as _;
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
@@ -44,8 +46,11 @@ pub async fn start<S: StateMachine>(
 ) -> anyhow::Result<Raft<S::Outcome>> {
     let (requests, queue) = sync_channel(QUEUE);
     let (status, watched) = watch::channel(RaftStatus { id: config.id, ..RaftStatus::default() });
+    let (status, turns, limits) = (Arc::new(status), Arc::new(Turns::default()), SilenceLimits::new(&config));
     let (started, is_started) = oneshot::channel();
-    let handle = Raft { requests, status: watched, timeout: config.propose_timeout };
+    let handle = Raft { requests, status: watched, timeout: config.propose_timeout, turns: turns.clone() };
+    // Not the sender itself: it is dropped when the file is closed.
+    let watching = watch_turns(Arc::downgrade(&status), turns.clone(), limits.clone());
     let shell = Shell {
         config,
         machine,
@@ -53,6 +58,9 @@ pub async fn start<S: StateMachine>(
         shutdown,
         queue,
         status,
+        turns,
+        limits,
+        is_behind: false,
         waiting: BTreeMap::new(),
         next_ticket: 0,
         sealing: Vec::new(),
@@ -62,6 +70,7 @@ pub async fn start<S: StateMachine>(
         .spawn(move || shell.run(bootstrap, started))
         .context("the raft thread cannot be started")?;
     is_started.await.context("the raft thread ended at its start")??;
+    tokio::spawn(watching);
     Ok(handle)
 }
 
@@ -82,13 +91,17 @@ enum LogSessionEnd {
     Shutdown,
     /// The disk failed: to be tried again.
     Disk(DiskError),
+    /// What the leader sent cannot be read: it may send other.
+    Unread(anyhow::Error),
+    /// To be tried again, unless it comes again and again.
+    Bug(anyhow::Error),
     /// Only the user can help.
     Fatal(anyhow::Error),
 }
 
-impl From<SnapshotFailure> for LogSessionEnd {
-    fn from(failure: SnapshotFailure) -> Self {
-        Self::Fatal(failure.into())
+impl From<SnapshotBug> for LogSessionEnd {
+    fn from(bug: SnapshotBug) -> Self {
+        Self::Bug(bug.into())
     }
 }
 
@@ -122,7 +135,12 @@ struct Shell<S: StateMachine> {
     transport: Arc<dyn Transport>,
     shutdown: CancellationToken,
     queue: Receiver<RaftRequest<S::Outcome>>,
-    status: watch::Sender<RaftStatus>,
+    status: Arc<watch::Sender<RaftStatus>>,
+    turns: Arc<Turns>,
+    limits: SilenceLimits,
+    /// The disk held the thread for longer than an election takes: what the others sent meanwhile, another leader's messages among it,
+    /// still waits in the queue.
+    is_behind: bool,
     /// By ticket.
     waiting: BTreeMap<u64, Waiter<S::Outcome>>,
     next_ticket: u64,
@@ -137,22 +155,28 @@ impl<S: StateMachine> Shell<S> {
             let _ = started.take().map(|started| started.send(Err(error)));
             return;
         }
+        let mut retries = Retries::default();
         loop {
             let end = catch_unwind(AssertUnwindSafe(|| self.session(&mut started))).unwrap_or_else(|_| {
-                LogSessionEnd::Fatal(anyhow::anyhow!("raft failed because of a bug, which is in the log above: restart skep"))
+                LogSessionEnd::Bug(anyhow::anyhow!("raft failed because of a bug, which is in the log above"))
             });
-            let (error, retry) = match end {
+            let now = Instant::now();
+            let (error, pause) = match end {
                 LogSessionEnd::Shutdown => return,
-                LogSessionEnd::Disk(error @ DiskError::Broken { .. }) => (error.into(), false),
-                LogSessionEnd::Disk(error) => (error.into(), true),
-                LogSessionEnd::Fatal(error) => (error, false),
+                LogSessionEnd::Disk(error @ DiskError::Broken { .. }) => (error.into(), None),
+                LogSessionEnd::Disk(error) => (error.into(), Some(RETRY)),
+                LogSessionEnd::Unread(error) => (error, Some(retries.after_failure(now))),
+                LogSessionEnd::Bug(error) => match retries.after_bug(now) {
+                    Some(pause) => (error, Some(pause)),
+                    None => (anyhow::anyhow!("{error:#}, and comes again: restart skep"), None),
+                },
+                LogSessionEnd::Fatal(error) => (error, None),
             };
             if let Some(started) = started.take() {
                 let _ = started.send(Err(error));
                 return;
             }
-            let until = retry.then(|| Instant::now() + RETRY);
-            if self.refuse_all(&format!("{error:#}"), until).is_break() {
+            if self.refuse_all(&format!("{error:#}"), pause.map(|pause| now + pause)).is_break() {
                 return;
             }
         }
@@ -180,13 +204,19 @@ impl<S: StateMachine> Shell<S> {
         let config = &self.config;
         let (mut disk, log) = Disk::open_sealed(&config.dir, config.id, &config.cipher).map_err(LogSessionEnd::Disk)?;
         let (mut core, effects) = Core::new(&self.config, log)?;
+        core.count_ignored(self.status.borrow().ignored);
         let mut snapshots = SnapshotThread::default();
-        self.carry_out(&disk, &mut core, &mut snapshots, effects)?;
+        self.carry_out(&disk, &mut core, &mut snapshots, effects).map_err(|end| match end {
+            // It is this manager's own, from its disk.
+            LogSessionEnd::Unread(error) => LogSessionEnd::Fatal(error),
+            end => end,
+        })?;
         if let Some(started) = started.take() {
             let _ = started.send(Ok(()));
         }
         let mut next_tick = Instant::now() + self.config.tick;
         while !self.shutdown.is_cancelled() {
+            self.turns.note();
             let mut events = Vec::new();
             match self.queue.recv_timeout(next_tick.saturating_duration_since(Instant::now())) {
                 Ok(request) => {
@@ -202,10 +232,13 @@ impl<S: StateMachine> Shell<S> {
                 // All handles are dropped: there will be no further request.
                 Err(RecvTimeoutError::Disconnected) => return Ok(()),
             }
+            // The rest of the queue is in this batch.
+            self.is_behind &= events.len() >= REQUEST_BATCH;
             events.extend(snapshots.finished()?);
             self.seal_again(&mut disk).map_err(LogSessionEnd::Disk)?;
             let now = Instant::now();
             if now >= next_tick {
+                snapshots.tick();
                 events.push(Event::Tick);
                 // Ticks missed because of a slow disk are skipped: many at once would look like a silent leader.
                 next_tick = (next_tick + self.config.tick).max(now);
@@ -272,10 +305,11 @@ impl<S: StateMachine> Shell<S> {
                 Effect::Persist(batch) => disk.write(&batch).map_err(LogSessionEnd::Disk)?,
                 Effect::Send { to, message } => self.transport.send(to, message),
                 Effect::Restore { index, bytes } => {
-                    let restored = self.machine.restore(index, &bytes);
-                    restored
-                        .with_context(|| format!("the snapshot of entry {index} cannot be read"))
-                        .map_err(LogSessionEnd::Fatal)?;
+                    if let Err(error) = self.machine.restore(index, &bytes) {
+                        self.status.send_modify(|status| status.ignored += 1);
+                        let context = format!("the snapshot of entry {index} cannot be read");
+                        return Err(LogSessionEnd::Unread(error.context(context)));
+                    }
                     // Published once it is durable.
                     is_restored = true;
                 }
@@ -296,7 +330,7 @@ impl<S: StateMachine> Shell<S> {
                         waiter.refuse(error);
                     }
                 }
-                Effect::Snapshot { index } => snapshots.start(index, self.machine.later_snapshot())?,
+                Effect::Snapshot { index } => snapshots.start(index, self.machine.later_snapshot()),
             }
         }
         if is_restored {
@@ -321,7 +355,11 @@ impl<S: StateMachine> Shell<S> {
         }
     }
 
-    fn publish_status(&self, new: RaftStatus) {
+    fn publish_status(&mut self, mut new: RaftStatus) {
+        self.is_behind |= self.turns.silence() > self.limits.election && new.voters != [new.id];
+        if self.is_behind {
+            without_leader(&mut new);
+        }
         self.status.send_if_modified(|old| {
             if (old.term, old.leader) != (new.term, new.leader) {
                 tracing::info!(raft = new.id, term = new.term, leader = new.leader, "raft leader");
@@ -335,6 +373,7 @@ impl<S: StateMachine> Shell<S> {
     /// After a failure of the disk or the log: refuses all requests with the reason, until that time or for good.
     /// Breaks if raft is to end.
     fn refuse_all(&mut self, problem: &str, until: Option<Instant>) -> ControlFlow<()> {
+        self.turns.note();
         if self.status.borrow().problem.as_deref() != Some(problem) {
             tracing::error!(raft = self.config.id, problem, "raft cannot write");
         }
@@ -351,6 +390,7 @@ impl<S: StateMachine> Shell<S> {
             let _ = responder.send(Err(stopped()));
         }
         while !self.shutdown.is_cancelled() && until.is_none_or(|until| Instant::now() < until) {
+            self.turns.note();
             match self.queue.recv_timeout(self.config.tick) {
                 Ok(RaftRequest::Propose { responder, .. }) => Waiter::Propose(responder).refuse(stopped()),
                 Ok(RaftRequest::SealAgain { responder }) => drop(responder.send(Err(stopped()))),

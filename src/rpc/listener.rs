@@ -11,6 +11,7 @@ use super::key_change::{self, KeyChangeAuthority};
 use super::limits::ServerLimits;
 use super::managers::{ManagerServer, server as managers};
 use super::membership;
+use super::refused::{PeerRefusal, RefusedPeers};
 use super::renewal::{CertificateAuthority, CertificateHolder, server as renewal};
 use super::session::{SessionServer, server as session};
 use super::tls::{self, ServerTls};
@@ -77,9 +78,12 @@ struct ConnectionContext {
     revoked_joins: Mutex<FailedJoins>,
     /// Of all sessions.
     documents: Arc<SharedDocuments>,
-    /// Of connections that did not come to a handshake, and of those that did.
+    /// What is logged of connections that did not come to a handshake, and of those that did: from outside, and by reason in the mesh.
     unheard: Refusals,
     refused: Refusals,
+    refused_members: [Refusals; PeerRefusal::ALL.len()],
+    /// All of them.
+    counters: Arc<RefusedPeers>,
 }
 
 impl Server {
@@ -119,6 +123,8 @@ impl Server {
             documents: Arc::default(),
             unheard: Refusals::default(),
             refused: Refusals::default(),
+            refused_members: Default::default(),
+            counters: Arc::default(),
         };
         Ok(Self { context: Arc::new(context) })
     }
@@ -129,6 +135,15 @@ impl Server {
         // Nothing serves yet: there is one owner.
         if let Some(context) = Arc::get_mut(&mut self.context) {
             context.keys = Some(keys);
+        }
+        self
+    }
+
+    /// Counts the connections that it refuses here.
+    #[must_use]
+    pub fn with_counters(mut self, counters: Arc<RefusedPeers>) -> Self {
+        if let Some(context) = Arc::get_mut(&mut self.context) {
+            context.counters = counters;
         }
         self
     }
@@ -166,7 +181,7 @@ async fn connection(
         ListenerKind::Mesh => &context.mesh,
     };
     let Some(permit) = limiter.acquire(from.ip()) else {
-        return context.unheard.refused(from, SERVER, "too many unauthenticated connections");
+        return context.unheard(from, PeerRefusal::Connections, "too many unauthenticated connections");
     };
     let _ = stream.set_nodelay(true);
     let tls = context.tls.current();
@@ -177,9 +192,9 @@ async fn connection(
     let stream = match handshake {
         Ok(Ok(stream)) => stream,
         Ok(Err(error)) => {
-            return context.unheard.refused(from, SERVER, format_args!("it does not speak skep's protocol: {error}"));
+            return context.unheard(from, PeerRefusal::Handshake, format_args!("it does not speak skep's protocol: {error}"));
         }
-        Err(_) => return context.unheard.refused(from, SERVER, "no TLS handshake in time"),
+        Err(_) => return context.unheard(from, PeerRefusal::HandshakeTime, "no TLS handshake in time"),
     };
     let outcome = match (stream.get_ref().1.alpn_protocol(), kind) {
         (Some(tls::JOIN), ListenerKind::Outer) => {
@@ -206,20 +221,36 @@ async fn connection(
         (Some(tls::MANAGER), ListenerKind::Mesh) => serve_manager(context, &tls.identity, stream, from, permit, &shutdown).await,
         (Some(tls::JOIN), ListenerKind::Mesh) => {
             join::refuse(stream, "this address is for members; join at the manager's outer address").await;
-            Err(anyhow::anyhow!("a join at the mesh address"))
+            Err(PeerRefusal::Protocol.error("a join at the mesh address"))
         }
-        (Some(tls::MANAGER), ListenerKind::Outer) => Err(anyhow::anyhow!("a manager's connection from outside the mesh")),
+        (Some(tls::MANAGER), ListenerKind::Outer) => {
+            Err(PeerRefusal::Protocol.error("a manager's connection from outside the mesh"))
+        }
         (Some(tls::SESSION), ListenerKind::Outer) => {
             session::refuse(stream, "sessions go through the tunnel; this address is for joins only").await;
-            Err(anyhow::anyhow!("a session from outside the mesh"))
+            Err(PeerRefusal::Protocol.error("a session from outside the mesh"))
         }
-        _ => Err(anyhow::anyhow!("the client names no application protocol (ALPN)")),
+        _ => Err(PeerRefusal::Protocol.error("the client names no application protocol (ALPN)")),
     };
-    if let Err(error) = outcome {
-        match kind {
-            ListenerKind::Outer => context.refused.refused(from, SERVER, format_args!("{error:#}")),
-            ListenerKind::Mesh => tracing::info!(%from, error = format!("{error:#}"), "closed a connection"),
+    let Err(error) = outcome else { return };
+    let reason = PeerRefusal::cause_of(&error);
+    if let Some(reason) = reason {
+        context.counters.count(reason);
+    }
+    match (kind, reason) {
+        (ListenerKind::Outer, _) => context.refused.refused(from, SERVER, format_args!("{error:#}")),
+        (ListenerKind::Mesh, Some(reason)) => {
+            context.refused_members[reason as usize].refused(from, SERVER, format_args!("{error:#}"));
         }
+        (ListenerKind::Mesh, None) => tracing::info!(%from, error = format!("{error:#}"), "closed a connection"),
+    }
+}
+
+impl ConnectionContext {
+    /// Notes a connection that did not come to a handshake.
+    fn unheard(&self, from: SocketAddr, reason: PeerRefusal, why: impl std::fmt::Display) {
+        self.counters.count(reason);
+        self.unheard.refused(from, SERVER, why);
     }
 }
 
@@ -236,16 +267,21 @@ async fn serve_join(
     if let Err(wait) = may_join(&context.revoked_joins) {
         let text = format!("too many nodes from this address were admitted in vain: try again in {} s", wait.as_secs() + 1);
         join::refuse(stream, &text).await;
-        anyhow::bail!(text);
+        return Err(PeerRefusal::Join.error(text));
     }
     let wait = may_join(&context.refused_joins).err();
     let outcome = join::serve(stream, from, wait, context.join.as_ref(), &context.limits, shutdown).await;
-    match &outcome {
-        Ok(()) => {}
-        Err(FailedJoin::Refused(_)) => lock(&context.refused_joins).failed(source, context.clock.now()),
-        Err(FailedJoin::Revoked(_)) => lock(&context.revoked_joins).failed(source, context.clock.now()),
+    match outcome {
+        Ok(()) => Ok(()),
+        Err(FailedJoin::Refused(error)) => {
+            lock(&context.refused_joins).failed(source, context.clock.now());
+            Err(error)
+        }
+        Err(FailedJoin::Revoked(error)) => {
+            lock(&context.revoked_joins).failed(source, context.clock.now());
+            Err(PeerRefusal::Join.of(error))
+        }
     }
-    Ok(outcome?)
 }
 
 /// Serves a session of the node that the client certificate names; refuses a client without a certificate.
@@ -261,18 +297,18 @@ async fn serve_session(
         Ok(Some(client)) => client,
         Ok(None) => {
             session::refuse(stream, "a session needs a certificate of this cluster").await;
-            anyhow::bail!("a session without a certificate");
+            return Err(PeerRefusal::Certificate.error("a session without a certificate"));
         }
         Err(error) => {
             session::refuse(stream, &format!("a session needs a certificate of this cluster: {error}")).await;
-            return Err(error.into());
+            return Err(PeerRefusal::Certificate.of(error.into()));
         }
     };
     let node = name.node_id.clone();
     let (sessions, documents) = (context.sessions.as_ref(), &context.documents);
     if !sessions.is_at(&node, from.ip()) {
         session::refuse(stream, "a node opens its session from its own address in the mesh").await;
-        anyhow::bail!("a session of node {node} from another node's address");
+        return Err(PeerRefusal::Address.error(format!("a session of node {node} from another node's address")));
     }
     drop(permit); // authenticated: no longer counted
     let serving =
@@ -294,13 +330,19 @@ async fn serve_manager(
     permit: Permit,
     shutdown: &CancellationToken,
 ) -> anyhow::Result<()> {
-    let (name, validity) = client(&stream, identity)?.context("a manager's connection without a certificate")?;
+    let (name, validity) = certified(&stream, identity, "a manager's connection")?;
     let node = &name.node_id;
-    let is_itself = name.role == Role::Manager && context.sessions.is_at(node, from.ip());
-    anyhow::ensure!(is_itself, "node {node} has no manager's certificate, or is at another node's address");
+    if name.role != Role::Manager {
+        return Err(PeerRefusal::Manager.error(format!("node {node} has no manager's certificate")));
+    }
+    if !context.sessions.is_at(node, from.ip()) {
+        return Err(PeerRefusal::Address.error(format!("manager {node} connects from another node's address")));
+    }
     // A manager that is none any more, or of another incarnation of the cluster, is answered so.
     let connection = managers::greet(stream, node, &*context.managers, context.limits.first_message).await?;
-    anyhow::ensure!(context.managers.is_manager(node, from.ip()), "node {node} is no manager");
+    if !context.managers.is_manager(node, from.ip()) {
+        return Err(PeerRefusal::Manager.error(format!("node {node} is no manager")));
+    }
     drop(permit); // authenticated: no longer counted
     let serving =
         managers::serve(connection, (node, from.ip()), &context.managers, shutdown, expired(context, validity, identity));
@@ -314,7 +356,7 @@ async fn serve_renewal(
     stream: TlsStream<TcpStream>,
     from: SocketAddr,
 ) -> anyhow::Result<()> {
-    let (name, validity) = client(&stream, identity)?.context("a renewal without a certificate")?;
+    let (name, validity) = certified(&stream, identity, "a renewal")?;
     let node = name.node_id.clone();
     let is_of_retired_root = !tls::is_of_trusted_root(stream.get_ref().1.peer_certificates(), identity);
     let holder = CertificateHolder { name, validity, is_of_retired_root, from };
@@ -329,9 +371,11 @@ async fn serve_key_change(
     stream: TlsStream<TcpStream>,
     from: SocketAddr,
 ) -> anyhow::Result<()> {
-    let (name, _) = client(&stream, identity)?.context("a change of a WireGuard key without a certificate")?;
+    let (name, _) = certified(&stream, identity, "a change of a WireGuard key")?;
     let node = &name.node_id;
-    anyhow::ensure!(context.sessions.is_at(node, from.ip()), "node {node} changes its key from another node's address");
+    if !context.sessions.is_at(node, from.ip()) {
+        return Err(PeerRefusal::Address.error(format!("node {node} changes its key from another node's address")));
+    }
     let keys = context.keys.as_deref().context("nodes cannot change their keys here")?;
     let served = key_change::serve(stream, node, keys, &context.limits).await;
     served.with_context(|| format!("change of the WireGuard key of node {node}"))
@@ -339,7 +383,7 @@ async fn serve_key_change(
 
 /// Answers a node that asks whether it still is a member.
 async fn serve_membership(context: &ConnectionContext, identity: &Identity, stream: TlsStream<TcpStream>) -> anyhow::Result<()> {
-    let (name, _) = client(&stream, identity)?.context("a question about a membership without a certificate")?;
+    let (name, _) = certified(&stream, identity, "a question about a membership")?;
     let served = membership::serve(stream, &name.node_id, context.join.as_ref(), &context.limits).await;
     served.with_context(|| format!("the membership of node {}", name.node_id))
 }
@@ -348,4 +392,13 @@ async fn serve_membership(context: &ConnectionContext, identity: &Identity, stre
 fn client(stream: &TlsStream<TcpStream>, identity: &Identity) -> Result<Option<(NodeName, Validity)>, tls::Distrust> {
     let certificates = stream.get_ref().1.peer_certificates();
     Ok(tls::client_name(certificates, identity)?.zip(tls::peer_validity(certificates)))
+}
+
+/// As [`client`]; a client without a certificate of the cluster is refused.
+fn certified(stream: &TlsStream<TcpStream>, identity: &Identity, what: &str) -> anyhow::Result<(NodeName, Validity)> {
+    match client(stream, identity) {
+        Ok(Some(client)) => Ok(client),
+        Ok(None) => Err(PeerRefusal::Certificate.error(format!("{what} without a certificate"))),
+        Err(error) => Err(PeerRefusal::Certificate.of(error.into())),
+    }
 }

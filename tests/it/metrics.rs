@@ -6,7 +6,7 @@ use skep::ingress::ebpf::{EbpfStatus, FrontendConnections, RefusalCount};
 use skep::ingress::http::{HttpExemplar, HttpRouteStatus, HttpStatus, RouteCounts, RouteRates};
 use skep::ingress::{PortState, PortStatus};
 use skep::model::{FormatRange, Protocol, Revision, Role, Timestamp};
-use skep::status::{CertificateSummary, ManagerSummary, NodeSummary, Status};
+use skep::status::{CertificateSummary, ManagerSummary, NodeSummary, RaftSummary, Status};
 use std::collections::BTreeSet;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -14,7 +14,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 /// All families. Dashboards and alerts use these names.
-const FAMILIES: [&str; 43] = [
+const FAMILIES: [&str; 49] = [
     "skep_build_info",
     "skep_certificate_expiry_timestamp_seconds",
     "skep_certificate_remaining_seconds",
@@ -46,6 +46,7 @@ const FAMILIES: [&str; 43] = [
     "skep_loop_degraded",
     "skep_manager_left_out_objects",
     "skep_manager_loop_restarts_total",
+    "skep_manager_refused_connections_total",
     "skep_node_feature_level",
     "skep_node_info",
     "skep_peer_handshake_age_seconds",
@@ -54,6 +55,11 @@ const FAMILIES: [&str; 43] = [
     "skep_port_backends",
     "skep_port_open_connections",
     "skep_port_refusals_total",
+    "skep_raft_applied_index",
+    "skep_raft_ignored_messages_total",
+    "skep_raft_leader",
+    "skep_raft_problem",
+    "skep_raft_term",
     "skep_session_established",
     "skep_swarm_active",
     "skep_swarm_manager",
@@ -232,7 +238,13 @@ fn full_status() -> Status {
             failures: 0,
             warning: String::new(),
         }),
-        manager: Some(ManagerSummary { feature_level: 2, loop_restarts: 1, left_out: Vec::new() }),
+        manager: Some(ManagerSummary {
+            feature_level: 2,
+            loop_restarts: 1,
+            refused_connections: [("token".to_owned(), 3)].into(),
+            raft: RaftSummary { leads: true, term: 4, applied: 40, ..RaftSummary::default() },
+            ..ManagerSummary::default()
+        }),
         state: "active".to_owned(),
         node: Some("id1".into()),
         role: Some(Role::Manager),

@@ -1,4 +1,4 @@
-//! What the thread does about a log that cannot be sealed again.
+//! What the thread does about a log that cannot be sealed again, a snapshot that cannot be read, and a panic.
 
 use super::super::config::LogCipher;
 use super::*;
@@ -99,25 +99,84 @@ async fn a_log_that_cannot_be_sealed_again_is_used_on_as_it_is() {
 
 /// As one of a newer build, or one that was damaged on its way.
 #[tokio::test]
-async fn a_snapshot_that_cannot_be_read_takes_the_place_of_no_log() {
+async fn a_snapshot_that_cannot_be_read_takes_the_place_of_no_log_and_the_next_one_is_read() {
     let dir = TempDir(std::env::temp_dir().join(format!("raft-shell-snapshot-{}", std::process::id())));
     let _ = std::fs::remove_dir_all(&dir.0);
     let config = RaftConfig { tick: Duration::from_millis(20), ..RaftConfig::new(&dir.0, 2) };
     join(&config).unwrap();
     let shutdown = CancellationToken::new();
-    let raft = start(config, false, Counter(0), Arc::new(Alone), shutdown.clone()).await.unwrap();
-    let members = ConfState { voters: vec![1], learners: vec![2], ..ConfState::default() };
-    let metadata = SnapshotMetadata { conf_state: Some(members).into(), index: 9, term: 3, ..SnapshotMetadata::default() };
-    let snapshot = Snapshot { data: b"garbage"[..].into(), metadata: Some(metadata).into(), ..Snapshot::default() };
-    let mut message = Message { to: 2, from: 1, term: 3, snapshot: Some(snapshot).into(), ..Message::default() };
-    message.set_msg_type(MessageType::MsgSnapshot);
-    raft.step(message.write_to_bytes().unwrap());
+    let raft = start(config.clone(), false, Counter(0), Arc::new(Alone), shutdown.clone()).await.unwrap();
+    let snapshot = |data: &[u8]| {
+        let members = ConfState { voters: vec![1], learners: vec![2], ..ConfState::default() };
+        let metadata = SnapshotMetadata { conf_state: Some(members).into(), index: 9, term: 3, ..SnapshotMetadata::default() };
+        let snapshot = Snapshot { data: data.to_vec().into(), metadata: Some(metadata).into(), ..Snapshot::default() };
+        let mut message = Message { to: 2, from: 1, term: 3, snapshot: Some(snapshot).into(), ..Message::default() };
+        message.set_msg_type(MessageType::MsgSnapshot);
+        message.write_to_bytes().unwrap()
+    };
+    raft.step(snapshot(b"garbage"));
     let mut status = raft.status();
     let problem = status.wait_for(|status| status.problem.is_some()).await.unwrap().problem.clone().unwrap();
     assert!(problem.contains("the snapshot of entry 9 cannot be read"), "{problem}");
+    assert_eq!(status.borrow().applied, 0);
+
+    // The leader sends it again until it is taken.
+    let good = snapshot(&7_u64.to_le_bytes());
+    let taken = async {
+        loop {
+            raft.step(good.clone());
+            let taken = status.wait_for(|status| status.applied == 9 && status.problem.is_none());
+            if tokio::time::timeout(Duration::from_millis(50), taken).await.is_ok() {
+                return;
+            }
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(10), taken).await.expect("it takes part again");
 
     shutdown.cancel();
     while status.changed().await.is_ok() {}
     let (_, log) = Disk::open(&dir.0, 2).unwrap();
-    assert_eq!((log.snapshot_index(), log.last()), (0, 0));
+    assert_eq!((log.snapshot_index(), log.last()), (9, 9));
+}
+
+/// Counts its entries, and panics at each that says so, this many times.
+struct Panics {
+    counter: Counter,
+    left: u32,
+}
+
+impl StateMachine for Panics {
+    type Outcome = u64;
+    fn apply(&mut self, index: u64, data: &[u8]) -> anyhow::Result<u64> {
+        if data == b"panic" && self.left > 0 {
+            self.left -= 1;
+            panic!("a test");
+        }
+        self.counter.apply(index, data)
+    }
+    fn snapshot(&self) -> Vec<u8> {
+        self.counter.snapshot()
+    }
+    fn restore(&mut self, index: u64, bytes: &[u8]) -> anyhow::Result<()> {
+        self.counter.restore(index, bytes)
+    }
+}
+
+#[tokio::test]
+async fn a_panic_is_no_end_of_a_manager() {
+    let dir = TempDir(std::env::temp_dir().join(format!("raft-shell-panic-{}", std::process::id())));
+    let _ = std::fs::remove_dir_all(&dir.0);
+    let config = RaftConfig { tick: Duration::from_millis(20), ..RaftConfig::new(&dir.0, 1) };
+    let shutdown = CancellationToken::new();
+    let machine = Panics { counter: Counter(0), left: 1 };
+    let raft = start(config, true, machine, Arc::new(Alone), shutdown.clone()).await.unwrap();
+    assert_eq!(raft.propose(b"before".to_vec()).await.unwrap().1, 1);
+    let error = raft.propose(b"panic".to_vec()).await.expect_err("its outcome is not known").to_string();
+    assert!(error.contains("bug"), "{error}");
+    let mut status = raft.status();
+    let leads = status.wait_for(|status| status.is_leader && status.problem.is_none());
+    tokio::time::timeout(Duration::from_secs(10), leads).await.expect("it takes part again").unwrap();
+    assert_eq!(raft.propose(b"after".to_vec()).await.unwrap().1, 3, "each entry is applied once, that one too");
+    shutdown.cancel();
+    while status.changed().await.is_ok() {}
 }

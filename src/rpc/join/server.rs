@@ -4,6 +4,7 @@
 use super::super::frame::{FrameReader, FrameWriter};
 use super::super::limits::ServerLimits;
 use super::super::proof::{Direction, JoinSide, UdpReachability};
+use super::super::refused::PeerRefusal;
 use super::super::tls::{ServerReader, ServerWriter};
 use crate::model::{FormatRange, NodeId, Secret};
 use crate::protocol::MembershipAnswer;
@@ -95,7 +96,7 @@ async fn admit(
     let read = tokio::time::timeout(limits.first_message, async {
         let received = read_request(reader).await?;
         if let Some(wait) = wait.filter(|_| !authority.knows(&received.request.token)) {
-            return Err(bad_request(has_to_wait(from, wait)));
+            return Err(bad_request(PeerRefusal::Token, has_to_wait(from, wait)));
         }
         // Before the authority hears of the node, and so before the store does.
         prove_key(&received, authority.requires_key_proof(), reader, writer).await.map(|()| received.request)
@@ -179,8 +180,8 @@ struct ReceivedRequest {
 /// The answer for a joiner whose request does not come to a decision, if there is one, and the error for the log.
 type NoRequest = (Option<JoinRefused>, anyhow::Error);
 
-fn bad_request(text: String) -> NoRequest {
-    (Some(JoinRefused::Other(text.clone())), anyhow::anyhow!(text))
+fn bad_request(reason: PeerRefusal, text: String) -> NoRequest {
+    (Some(JoinRefused::Other(text.clone())), reason.error(text))
 }
 
 /// Why a source has to wait.
@@ -207,8 +208,8 @@ async fn read_request(reader: &mut ServerReader) -> Result<ReceivedRequest, NoRe
     };
     match serde_json::from_slice::<FromJoiner>(&document) {
         Ok(FromJoiner::Request(request)) => Ok(ReceivedRequest { request: *request, document, format }),
-        Ok(_) => Err(bad_request("a join begins with a request".to_owned())),
-        Err(error) => Err(bad_request(format!("a request that is not understood: {error}"))),
+        Ok(_) => Err(bad_request(PeerRefusal::Frame, "a join begins with a request".to_owned())),
+        Err(error) => Err(bad_request(PeerRefusal::Frame, format!("a request that is not understood: {error}"))),
     }
 }
 
@@ -221,8 +222,9 @@ async fn prove_key(
     writer: &mut ServerWriter,
 ) -> Result<(), NoRequest> {
     let key = received.request.key;
-    let not_proved =
-        |why: NotProved| bad_request(format!("the joiner has not proved that the WireGuard key {key:?} is its own: {why}"));
+    let not_proved = |why: NotProved| {
+        bad_request(PeerRefusal::Key, format!("the joiner has not proved that the WireGuard key {key:?} is its own: {why}"))
+    };
     if has_low_order(key) {
         return Err(not_proved(NotProved::LowOrder));
     }
@@ -240,7 +242,7 @@ async fn prove_key(
     match reader.message::<FromJoiner>().await {
         Ok(Some(FromJoiner::Key(KeyAnswer(answer)))) => awaited.check(key, &received.document, &answer).map_err(not_proved),
         Ok(Some(FromJoiner::GaveUp(why))) => Err((None, anyhow::anyhow!("the joiner gave up: {why}"))),
-        Ok(Some(_)) => Err(bad_request("a challenge is answered with the proof of the key".to_owned())),
+        Ok(Some(_)) => Err(bad_request(PeerRefusal::Frame, "a challenge is answered with the proof of the key".to_owned())),
         Ok(None) => Err((None, anyhow::anyhow!("the joiner disconnected"))),
         Err(error) => Err((error.answer().map(JoinRefused::Other), error.into())),
     }

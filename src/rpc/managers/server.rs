@@ -1,6 +1,7 @@
 //! The accepting side: passes raft's messages on, and answers proposals, several at a time.
 
 use super::super::frame::{FrameReader, FrameWriter};
+use super::super::refused::PeerRefusal;
 use super::greeter::ManagerGreeter;
 use super::wire::{GREETING_NUMBER, MAX_FRAME, MAX_GREETING, ManagerFrame, encode_answer};
 use crate::model::NodeId;
@@ -58,7 +59,7 @@ pub(in super::super) async fn greet(
     let mut writer = FrameWriter::new(write, MAX_FRAME, STUCK);
     let first = tokio::time::timeout(limit, reader.document()).await.context("no greeting in time")??;
     let Some(ManagerFrame::Greeting(greeting)) = first.and_then(ManagerFrame::decode) else {
-        anyhow::bail!("a connection that does not begin with a greeting");
+        return Err(PeerRefusal::Frame.error("a connection that does not begin with a greeting"));
     };
     server.greeted(node, &greeting);
     writer.write_document(&encode_answer(GREETING_NUMBER, &server.greeting())).await?;
@@ -81,8 +82,13 @@ pub(in super::super) async fn serve(
     let receive = async {
         while let Some(frame) = reader.document().await? {
             // A node that was demoted meanwhile has no more to say.
-            anyhow::ensure!(server.is_manager(node, address), "node {node} is not a manager any more");
-            match ManagerFrame::decode(frame).context("a frame that is not understood")? {
+            if !server.is_manager(node, address) {
+                return Err(PeerRefusal::Manager.error(format!("node {node} is not a manager any more")));
+            }
+            let Some(frame) = ManagerFrame::decode(frame) else {
+                return Err(PeerRefusal::Frame.error("a frame that is not understood"));
+            };
+            match frame {
                 ManagerFrame::Raft(message) => server.raft(message.into()),
                 ManagerFrame::Greeting(greeting) => server.greeted(node, &greeting),
                 ManagerFrame::Proposal { number, document } => {

@@ -44,16 +44,15 @@ pub(in super::super) async fn serve(
     let request = match tokio::time::timeout(limits.first_message, reader.message::<RenewalRequest>()).await {
         Ok(Ok(Some(request))) => Ok(request),
         Ok(Ok(None)) => anyhow::bail!("the node closed the connection without a request"),
-        Ok(Err(error)) => Err(error.to_string()),
-        Err(_) => Err("no request was received in time".to_owned()),
+        Ok(Err(error)) => Err(error.into()),
+        Err(_) => Err(anyhow::anyhow!("no request was received in time")),
     };
-    let answer = match request {
-        Ok(request) => authority.renew(&holder, &request).await,
-        Err(why) => Err(RenewalRefused::Other(why)),
-    };
-    let (answer, outcome) = match answer {
-        Ok(renewed) => (RenewalAnswer::Renewed(renewed), Ok(())),
-        Err(refused) => (RenewalAnswer::Refused(refused.clone()), Err(anyhow::Error::from(refused))),
+    let (answer, outcome) = match request {
+        Ok(request) => match authority.renew(&holder, &request).await {
+            Ok(renewed) => (RenewalAnswer::Renewed(renewed), Ok(())),
+            Err(refused) => (RenewalAnswer::Refused(refused.clone()), Err(refused.into())),
+        },
+        Err(error) => (RenewalAnswer::Refused(RenewalRefused::Other(error.to_string())), Err(error)),
     };
     let written = writer.write(&answer).await;
     writer.close().await;

@@ -2,6 +2,7 @@
 
 use super::super::frame::{FrameError, FrameReader, FrameWriter};
 use super::super::limits::ServerLimits;
+use super::super::refused::PeerRefusal;
 use super::super::tls::{ServerReader, ServerWriter};
 use crate::model::NodeId;
 use crate::protocol::MAX_FRAME;
@@ -76,15 +77,15 @@ pub(in super::super) async fn serve(
         Ok(hello) => hello,
         Err(why) => {
             close_with(&mut writer, ToNode::Refused(why.clone())).await;
-            bail!(why);
+            return Err(PeerRefusal::Frame.error(why));
         }
     };
     let (out, mut queue) = mpsc::channel(limits.session_queue);
     let session = match server.open(name.node_id, hello, out).await {
         Ok(session) => session,
         Err(error) => {
-            refuse_session(&mut writer, &mut queue, &error).await;
-            return Ok(());
+            let is_removed = refuse_session(&mut writer, &mut queue, &error).await;
+            return if is_removed { Err(PeerRefusal::Member.of(error)) } else { Ok(()) };
         }
     };
     reader.set_idle_limit(limits.session_silence);
@@ -103,7 +104,10 @@ pub(in super::super) async fn serve(
         let _ = writer.write(&ToNode::Refused(why)).await;
     }
     writer.close().await;
-    ended.map_err(Into::into)
+    ended.map_err(|error| match error {
+        SessionError::Frame(error) => error.into(),
+        expired @ SessionError::Expired => expired.into(),
+    })
 }
 
 /// Reads the first message; returns it and the format of the session. The inner error is the text that refuses the session.
@@ -129,11 +133,12 @@ fn parse_hello(document: &[u8]) -> Result<(ToManager, u32), String> {
     }
 }
 
-/// Sends what the dispatcher has queued for a session that it did not open, or the error.
-async fn refuse_session(writer: &mut ServerWriter, queue: &mut mpsc::Receiver<ToNode>, error: &anyhow::Error) {
-    let mut queued = false;
+/// Sends what the dispatcher has queued for a session that it did not open, or the error; returns whether the node was removed.
+async fn refuse_session(writer: &mut ServerWriter, queue: &mut mpsc::Receiver<ToNode>, error: &anyhow::Error) -> bool {
+    let (mut queued, mut is_removed) = (false, false);
     while let Ok(message) = queue.try_recv() {
         queued = true;
+        is_removed |= matches!(message, ToNode::Removed(_));
         let _ = writer.write(&message).await;
     }
     if !queued {
@@ -142,6 +147,7 @@ async fn refuse_session(writer: &mut ServerWriter, queue: &mut mpsc::Receiver<To
     writer.close().await;
     // DEBUG: a manager that does not lead refuses every session.
     tracing::debug!(error = format!("{error:#}"), "session refused");
+    is_removed
 }
 
 /// Passes the node's messages to the dispatcher until the node closes the connection.

@@ -1,10 +1,10 @@
 //! A running raft: thread, disk and handle.
 
 use super::fixture::{RunningManager, TempDir, config};
-use skep::raft::{MembershipChange, Raft, RaftConfig, RaftError, Transport};
+use skep::raft::{LogCipher, MembershipChange, Raft, RaftConfig, RaftError, Transport};
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
 #[tokio::test]
@@ -397,4 +397,92 @@ async fn without_a_majority_nothing_is_acknowledged() {
     eventually("it steps down", || !first.raft.status().borrow().is_leader).await;
     assert!(matches!(first.write("alone").await, Err(RaftError::NotLeader { leader: None })));
     first.stop().await;
+}
+
+/// A disk that answers no write while it is held.
+#[derive(Debug, Default)]
+struct HeldDisk {
+    held: Mutex<bool>,
+    released: Condvar,
+}
+
+impl HeldDisk {
+    fn hold(&self, held: bool) {
+        *self.held.lock().expect("lock") = held;
+        self.released.notify_all();
+    }
+}
+
+/// Sealing a row is a part of writing it.
+impl LogCipher for HeldDisk {
+    fn key(&self) -> Option<String> {
+        Some("key".to_owned())
+    }
+    fn seal(&self, _: &str, _: &str, row: &[u8]) -> Result<Vec<u8>, String> {
+        let held = self.held.lock().expect("lock");
+        drop(self.released.wait_while(held, |held| *held).expect("lock"));
+        Ok(row.to_vec())
+    }
+    fn open(&self, _: &str, _: &str, row: &[u8]) -> Result<Vec<u8>, String> {
+        Ok(row.to_vec())
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_leader_whose_disk_does_not_answer_leads_no_more() {
+    let folder = TempDir::new("held");
+    let (disk, transport) = (Arc::new(HeldDisk::default()), Arc::new(LocalTransport::default()));
+    let mut managers = BTreeMap::new();
+    for id in 1..=3_u64 {
+        let mut config = RaftConfig { id, election_ticks: (25, 50), ..config(&folder.0.join(id.to_string())) };
+        if id == 1 {
+            config.cipher = disk.clone();
+        } else {
+            skep::raft::join(&config).expect("an empty log");
+        }
+        let running = RunningManager::start_with(config, id == 1, transport.clone()).await.expect("starts");
+        transport.0.lock().expect("lock").insert(id, running.raft.clone());
+        managers.insert(id, running);
+    }
+    for id in [2, 3] {
+        managers[&1].raft.change(MembershipChange::AddVoter(id)).await.expect("added");
+        let voters = usize::try_from(id).expect("small");
+        eventually("it has the new membership", || managers[&id].raft.status().borrow().voters.len() == voters).await;
+    }
+    let mut status = managers[&1].raft.status();
+    status.wait_for(|status| status.is_leader).await.expect("it leads");
+
+    disk.hold(true);
+    let raft = managers[&1].raft.clone();
+    let held = tokio::spawn(async move { raft.propose(b"held".to_vec()).await });
+    // All that goes by the status would take it for the leader, and keep the sessions of all nodes.
+    let lost = status.wait_for(|status| status.leader.is_none() && !status.is_leader);
+    tokio::time::timeout(Duration::from_secs(4), lost).await.expect("it says so").expect("it runs");
+    let leads = |id: u64| managers[&id].raft.status().borrow().is_leader;
+    eventually("another leads", || leads(2) || leads(3)).await;
+    let leader = if leads(2) { 2 } else { 3 };
+    managers[&leader].write("meanwhile").await.expect("written");
+    let problem = status.wait_for(|status| status.problem.is_some()).await.expect("it runs").problem.clone();
+    assert!(problem.is_some_and(|why| why.contains("raft.redb") && why.contains("does not answer")));
+
+    disk.hold(false);
+    let after = status.wait_for(|status| status.leader.is_some()).await.expect("it runs").clone();
+    assert_eq!((after.leader, after.is_leader, after.problem), (Some(leader), false, None), "it has heard of the other first");
+    eventually("it has what was written", || managers[&1].machine.texts() == managers[&leader].machine.texts()).await;
+    assert!(managers[&1].machine.texts().contains(&"meanwhile".to_owned()));
+    let _ = held.await.expect("no panic");
+
+    // A daemon that is to stop does not wait for such a disk.
+    disk.hold(true);
+    managers[&leader].write("more").await.expect("written");
+    let first = managers.remove(&1).expect("first");
+    let raft = first.raft.clone();
+    let stopping = tokio::spawn(first.stop());
+    assert!(!raft.closed_unless_held(Duration::from_millis(500)).await);
+    disk.hold(false);
+    assert!(raft.closed_unless_held(Duration::from_secs(20)).await);
+    stopping.await.expect("no panic");
+    for (_, manager) in managers {
+        manager.stop().await;
+    }
 }

@@ -51,6 +51,9 @@ async fn garbage_on_the_bare_port_is_closed() {
         read.expect("closed").ok();
     }
     still_serves(&trust, &manager).await;
+    let refused = manager.refused.read();
+    assert_eq!(refused["handshake"] + refused["handshake_time"], 4, "{refused:?}");
+    assert_eq!(refused.values().sum::<u64>(), 4, "{refused:?}");
 }
 
 #[tokio::test]
@@ -81,6 +84,7 @@ async fn an_invalid_frame_is_answered_with_the_reason() {
     assert!(tls(manager.address, "h2", None).await.is_err());
     assert!(!manager.journal.has("admit"));
     still_serves(&trust, &manager).await;
+    manager.has_refused(&[("frame", 7), ("protocol", 2), ("handshake", 1)]).await;
 }
 
 #[tokio::test]
@@ -150,6 +154,7 @@ async fn a_source_whose_joins_fail_again_and_again_has_to_wait_unless_it_has_a_t
             assert!(refused.contains(part), "{part}: {refused}");
         }
         assert!(!manager.journal.has("admit"));
+        manager.has_refused(&[("frame", 3), ("token", 1)]).await;
         // Another host behind the same address.
         join(manager.address, token, &side, &options).await.expect("a token of the cluster");
     }
@@ -215,6 +220,7 @@ async fn a_session_needs_a_certificate_of_this_cluster() {
         stream.read_u8().await.expect_err("refused");
     }
     assert!(manager.dispatcher.journal.all().is_empty(), "no client reached the dispatcher");
+    manager.has_refused(&[("certificate", 2), ("handshake", 2)]).await;
 }
 
 #[tokio::test]
@@ -244,6 +250,7 @@ async fn garbage_from_a_member_ends_its_session_only() {
     let journal = &manager.dispatcher.journal;
     eventually("closed", || journal.count("closed") == 2).await;
     assert_eq!(journal.count(&format!("open {}", node.node_id())), 2);
+    manager.has_refused(&[("frame", 5)]).await;
 }
 
 #[tokio::test]
@@ -254,4 +261,5 @@ async fn sessions_from_outside_the_mesh_are_refused() {
     let answer = read_all(&mut stream).await;
     assert!(answer.contains("sessions go through the tunnel"), "{answer}");
     still_serves(&trust, &manager).await;
+    manager.has_refused(&[("protocol", 1)]).await;
 }

@@ -16,7 +16,7 @@ use skep::protocol::{
 };
 use skep::rpc::{
     CertificateAuthority, CertificateHolder, JoinAuthority, JoinError, JoinOptions, JoinParts, Joined, JoinerSide,
-    KeyChangeAuthority, ListenerKind, ManagerGreeter, ManagerServer, Server, ServerLimits, SessionServer,
+    KeyChangeAuthority, ListenerKind, ManagerGreeter, ManagerServer, RefusedPeers, Server, ServerLimits, SessionServer,
 };
 use skep::trust::{self, Identity, JoinToken, NodeKey, NodeName, RootCa, TunnelKey};
 use std::collections::BTreeMap;
@@ -378,8 +378,24 @@ pub struct Manager {
     pub dispatcher: Arc<Dispatcher>,
     pub renewals: Arc<Renewals>,
     pub managers: Arc<OtherManagers>,
+    /// What it has counted.
+    pub refused: Arc<RefusedPeers>,
     pub shutdown: CancellationToken,
     pub served: Option<tokio::task::JoinHandle<()>>,
+}
+
+impl Manager {
+    /// Waits until it has counted these connections as refused, by reason, and no others.
+    pub async fn has_refused(&self, expected: &[(&str, u64)]) {
+        let read = || self.refused.read().into_iter().filter(|(_, count)| *count > 0).collect::<BTreeMap<_, _>>();
+        let expected: BTreeMap<_, _> = expected.iter().map(|(reason, count)| ((*reason).to_owned(), *count)).collect();
+        eventually(&format!("{expected:?} refused"), || {
+            let now = read();
+            assert!(now.iter().all(|(reason, count)| expected.get(reason).is_some_and(|most| count <= most)), "{now:?}");
+            now == expected
+        })
+        .await;
+    }
 }
 
 impl Drop for Manager {
@@ -443,6 +459,8 @@ impl Setup {
             self.limits,
         );
         let server = server.unwrap();
+        let refused = Arc::new(RefusedPeers::default());
+        let server = server.with_counters(refused.clone());
         let server = Arc::new(match self.keys {
             Some(keys) => server.with_keys(keys),
             None => server,
@@ -457,7 +475,7 @@ impl Setup {
         let (token, second, other_token) = (shutdown.clone(), server.clone(), shutdown.clone());
         let served = Some(tokio::spawn(async move { server.serve(listener, kind, token).await }));
         tokio::spawn(async move { second.serve(other, other_kind, other_token).await });
-        Manager { identity, address, other_address, wire, journal, dispatcher, renewals, managers, shutdown, served }
+        Manager { identity, address, other_address, wire, journal, dispatcher, renewals, managers, refused, shutdown, served }
     }
 }
 

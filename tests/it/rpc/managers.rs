@@ -66,6 +66,7 @@ async fn messages_and_proposals_of_a_manager_arrive_and_are_answered() {
     let (a, b) = tokio::join!(link.propose(b"abc".to_vec()), link.propose(b"xyz".to_vec()));
     assert_eq!((a.unwrap(), b.unwrap()), (b"cba".to_vec(), b"zyx".to_vec()));
     eventually("the message arrives", || *manager.managers.messages.lock().unwrap() == [snapshot.clone()]).await;
+    manager.has_refused(&[]).await;
 }
 
 /// Passes connections on to `to`; of each the first MiB, and the rest when `open` is true.
@@ -129,6 +130,10 @@ async fn only_a_manager_gets_in() {
     link(&right, &manager, &NodeId::from("someone")).propose(b"abc".to_vec()).await.expect_err("not the dialed node");
     link(&right, &manager, &dialed).propose(b"abc".to_vec()).await.expect("and that one gets in");
     assert!(manager.managers.messages.lock().unwrap().is_empty());
+    // A link dials again: how often is not said.
+    let refused = manager.refused.read();
+    assert!(refused["manager"] > 0 && refused["handshake"] > 0, "{refused:?}");
+    assert_eq!(refused["manager"] + refused["handshake"], refused.values().sum::<u64>(), "{refused:?}");
 }
 
 #[tokio::test]
@@ -140,6 +145,7 @@ async fn a_manager_that_is_demoted_loses_its_connection() {
     link.propose(b"abc".to_vec()).await.expect("a manager");
     manager.managers.known.lock().unwrap().clear();
     link.propose(b"abc".to_vec()).await.expect_err("on the open connection as well");
+    assert!(manager.refused.read()["manager"] > 0);
 }
 
 #[tokio::test]

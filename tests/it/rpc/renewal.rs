@@ -167,6 +167,7 @@ async fn an_expired_certificate_of_another_ca_or_none_renews_nothing() {
         assert!(answer.is_empty(), "{answer:?}");
     }
     assert!(manager.journal.all().is_empty(), "no request reached the authority: {:?}", manager.journal.all());
+    manager.has_refused(&[("handshake", 2), ("certificate", 1)]).await;
 }
 
 #[tokio::test]
@@ -197,6 +198,7 @@ async fn an_oversized_or_malformed_request_is_answered_and_disturbs_no_one() {
         assert!(answer.contains(expected), "{answer}");
     }
     renew(&manager, &member, Arc::new(SystemClock)).await.unwrap();
+    manager.has_refused(&[("frame", 2)]).await;
 }
 
 #[tokio::test]

@@ -275,6 +275,7 @@ async fn a_removed_node_stops() {
     let mut late = node(trust.identity(Role::Worker), vec![manager.address]);
     assert!(matches!(late.next().await, ToNode::Removed(_)));
     assert_eq!(late.end().await, SessionEnd::Removed("long ago".to_owned()));
+    manager.has_refused(&[("member", 1)]).await;
 }
 
 #[tokio::test]

@@ -133,6 +133,12 @@ async fn garbage_on_2377_and_a_port_in_use_disturb_no_other_traffic() {
     .await;
     assert!(ports["state"]["taken"].as_str().is_some_and(|t| t.contains("in use")), "{ports}");
 
+    let metrics = skep::http::UnixClient::new(manager.run_dir().join("admin.sock")).get("/metrics").await.expect("answers");
+    let metrics = String::from_utf8_lossy(&metrics.body).into_owned();
+    let refused = r#"skep_manager_refused_connections_total{reason="handshake"} "#;
+    let refused = metrics.lines().find_map(|line| line.strip_prefix(refused)).and_then(|count| count.parse::<u64>().ok());
+    assert!(refused.is_some_and(|count| count > 0), "{metrics}");
+
     // Once it is free, skep binds it without intervention.
     squatter.kill().await.expect("squatter ends");
     worker.run("busybox killall nc").await.ok();
