@@ -107,7 +107,7 @@ async fn every_manager_serves_the_api_and_a_dead_leader_is_replaced() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn roles_change_at_the_users_word() {
-    let swarm = swarm("mr", 3, "").await;
+    let mut swarm = swarm("mr", 3, "").await;
     let first = &swarm.hosts[0];
     let refused = first.docker_run("node demote n1").await.expect_err("the last manager");
     assert!(format!("{refused:#}").contains("attempting to demote the last manager of the swarm"), "{refused:#}");
@@ -133,6 +133,18 @@ async fn roles_change_at_the_users_word() {
     .await;
     swarm.hosts[1].docker_run("node promote n1").await.expect("promoted again");
     reachable(&swarm.hosts[1], 3).await;
+    // It has a vote by now, which is needed next.
+    within(15, "the API on the manager that was promoted again", || async { swarm.hosts[0].docker_run("node ls -q").await })
+        .await;
+    // Demoted and promoted again before it has heard of the first: it is renewed as the manager that it is.
+    swarm.hosts[2].stop_daemon(true).await.expect("killed");
+    swarm.hosts[1].docker_run("node demote n3").await.expect("demoted");
+    reachable(&swarm.hosts[1], 2).await;
+    swarm.hosts[1].docker_run("node promote n3").await.expect("promoted again");
+    start(&mut swarm.hosts[2]).await;
+    reachable(&swarm.hosts[1], 3).await;
+    let rotated = swarm.hosts[1].docker_run("swarm ca --rotate -q");
+    tokio::time::timeout(Duration::from_secs(30), rotated).await.expect("every node is renewed").expect("rotated");
     // A manager that leaves is no member of raft any more.
     swarm.hosts[2].docker_run("swarm leave --force").await.expect("leaves");
     reachable(&swarm.hosts[1], 2).await;
