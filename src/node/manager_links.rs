@@ -1,12 +1,13 @@
-//! This manager's connections to the other managers: raft's transport, and the way of proposals to the leader. The view, or
-//! before there is one this manager's store, says where a raft id is.
+//! This manager's connections to the other managers: raft's transport, and the way of proposals to the leader. This manager's store,
+//! or its node's view, says where a raft id is.
 
+use crate::manager::known_managers::is_manager_at;
 use crate::manager::{ApplyOutcome, Forward};
 use crate::model::mesh::{DEFAULT_PORT, node_address};
 use crate::model::{NodeId, NodeView};
 use crate::raft::{Raft, Transport, is_snapshot};
 use crate::rpc::{ManagerLink, ManagerLinkConfig};
-use crate::store::{Store, StoreHandle};
+use crate::store::StoreHandle;
 use crate::sync::lock;
 use anyhow::Context as _;
 use async_trait::async_trait;
@@ -99,16 +100,6 @@ impl ManagerLinks {
     }
 }
 
-/// Whether the node is a manager and has this mesh address: by the store, or by the view on a manager that has just joined, whose
-/// store is empty.
-fn is_manager_at(store: &Store, view: Option<&NodeView>, node: &NodeId, address: IpAddr) -> bool {
-    let is_at = |subnet| IpAddr::V6(node_address(subnet)) == address;
-    if let Some(stored) = store.node(node) {
-        return stored.manager.is_some() && is_at(stored.mesh.subnet);
-    }
-    view.and_then(|view| view.cluster.node(node)).is_some_and(|peer| peer.manager && is_at(peer.subnet))
-}
-
 impl Connected {
     /// The node and its mesh address.
     fn address_of(&self, raft_id: u64) -> Option<(NodeId, SocketAddr)> {
@@ -142,37 +133,5 @@ impl Forward for ManagerLinks {
     async fn forward(&self, leader: u64, document: Vec<u8>) -> anyhow::Result<Vec<u8>> {
         let link = self.link(leader).context("it is not known where the leader is")?;
         link.propose(document).await
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::model::node::ManagerStatus;
-    use crate::model::{Node, Timestamp, fixture};
-    use crate::store::{Action, Transaction};
-
-    #[test]
-    fn a_manager_is_known_by_its_own_address_and_by_the_store_before_the_view() {
-        let (mut one, two) = (fixture::peer(1), fixture::peer(2));
-        one.manager = true;
-        let (id, own, other) = (one.node_id.clone(), IpAddr::V6(one.address()), IpAddr::V6(two.address()));
-        let view = fixture::node_view(5, Vec::new(), fixture::cluster_part(vec![one.clone(), two.clone()]));
-        let empty = Store::default();
-        assert!(is_manager_at(&empty, Some(&view), &id, own));
-        assert!(!is_manager_at(&empty, Some(&view), &id, other), "a certificate and key at another node's address");
-        assert!(!is_manager_at(&empty, Some(&view), &two.node_id, other), "a worker");
-        assert!(!is_manager_at(&empty, None, &id, own));
-        let stored = |manager| {
-            let mut node = Node { manager, ..fixture::node(id.as_str()) };
-            node.mesh.subnet = one.subnet;
-            let mut store = Store::default();
-            store.apply(1, &Transaction::new(Timestamp(1), vec![Action::create(node)])).expect("created");
-            store
-        };
-        let addr = "192.0.2.1:2377".parse().expect("an address");
-        let manager = stored(Some(ManagerStatus { raft_id: 7, addr }));
-        assert!(is_manager_at(&manager, None, &id, own) && !is_manager_at(&manager, None, &id, other));
-        assert!(!is_manager_at(&stored(None), Some(&view), &id, own), "demoted since the view was made");
     }
 }

@@ -1,0 +1,67 @@
+//! What a manager knows of the others. It has two sources, its store and its node's last view, and the newer one decides: the store of a
+//! manager that was away is old, and the one that leads now, and is to bring it up to date, may be no manager in it. Pure.
+
+use crate::model::mesh::node_address;
+use crate::model::{NodeId, NodeView};
+use crate::store::Store;
+use std::net::IpAddr;
+
+/// Whether the node is a manager and has this mesh address.
+#[must_use]
+pub fn is_manager_at(store: &Store, view: Option<&NodeView>, node: &NodeId, address: IpAddr) -> bool {
+    let is_at = |subnet| IpAddr::V6(node_address(subnet)) == address;
+    match view.filter(|view| view.revision > store.revision()) {
+        Some(view) => view.cluster.node(node).is_some_and(|peer| peer.manager && is_at(peer.subnet)),
+        None => store.node(node).is_some_and(|node| node.manager.is_some() && is_at(node.mesh.subnet)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::node::ManagerStatus;
+    use crate::model::view::Peer;
+    use crate::model::{Node, Revision, Timestamp, fixture};
+    use crate::store::{Action, Transaction};
+
+    /// A store at this index that has these nodes at the peers' addresses, with their raft ids if they are managers.
+    fn store(index: u64, nodes: &[(&Peer, Option<u64>)]) -> Store {
+        let addr = "192.0.2.1:2377".parse().expect("an address");
+        let node = |(peer, raft_id): &(&Peer, Option<u64>)| {
+            let mut node = fixture::node(peer.node_id.as_str());
+            node.mesh.subnet = peer.subnet;
+            Action::create(Node { manager: raft_id.map(|raft_id| ManagerStatus { raft_id, addr }), ..node })
+        };
+        let mut store = Store::default();
+        store.apply(index, &Transaction::new(Timestamp(1), nodes.iter().map(node).collect())).expect("created");
+        store
+    }
+
+    /// A view of the same incarnation as the stores'.
+    fn view(index: u64, peers: &[&Peer]) -> NodeView {
+        let part = fixture::cluster_part(peers.iter().map(|peer| Peer::clone(peer)).collect());
+        NodeView { revision: Revision { incarnation: 0, index }, ..fixture::node_view(index, Vec::new(), part) }
+    }
+
+    #[test]
+    fn the_newer_of_store_and_view_says_who_is_a_manager() {
+        let (one, two) = (Peer { manager: true, ..fixture::peer(1) }, fixture::peer(2));
+        let (id, own, other) = (&one.node_id, IpAddr::V6(one.address()), IpAddr::V6(two.address()));
+        let (empty, view) = (Store::default(), view(5, &[&one, &two]));
+        // A manager that has just joined.
+        assert!(is_manager_at(&empty, Some(&view), id, own));
+        assert!(!is_manager_at(&empty, Some(&view), id, other), "a certificate and key at another node's address");
+        assert!(!is_manager_at(&empty, Some(&view), &two.node_id, other), "a worker");
+        assert!(!is_manager_at(&empty, None, id, own));
+        let manager = store(1, &[(&one, Some(7))]);
+        assert!(is_manager_at(&manager, None, id, own) && !is_manager_at(&manager, None, id, other));
+        // Promoted while this manager was away: its node has heard of it.
+        assert!(is_manager_at(&store(1, &[(&one, None)]), Some(&view), id, own));
+        assert!(is_manager_at(&store(1, &[]), Some(&view), id, own));
+        assert!(!is_manager_at(&store(1, &[(&two, Some(8))]), Some(&view), &two.node_id, other), "demoted since the store's last entry");
+        // The store has overtaken the view.
+        assert!(!is_manager_at(&store(9, &[(&one, None)]), Some(&view), id, own), "demoted since the view was made");
+        assert!(!is_manager_at(&store(9, &[]), Some(&view), id, own), "removed since the view was made");
+        assert!(is_manager_at(&store(9, &[(&two, Some(8))]), Some(&view), &two.node_id, other), "promoted since the view was made");
+    }
+}
