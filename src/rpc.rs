@@ -28,4 +28,4 @@ pub use logs::{LogLink, LogReader, LogService, ManagerAt, read_here};
 pub use managers::{ManagerGreeter, ManagerLink, ManagerLinkConfig, ManagerServer};
 pub use membership::ask_membership;
 pub use renewal::{CertificateAuthority, CertificateHolder, RenewalConfig, RenewalError, request_certificate};
-pub use session::{NodeAt, SessionChannels, SessionConfig, SessionEnd, SessionServer, SessionState, keep_session};
+pub use session::{LearnManager, NodeAt, SessionChannels, SessionConfig, SessionEnd, SessionServer, SessionState, keep_session};

@@ -1,8 +1,10 @@
 //! What a manager knows of the others. It has two sources, its store and its node's last view, and the newer one decides: the store of a
 //! manager that was away is old, and the one that leads now, and is to bring it up to date, may be no manager in it. Pure.
 
+use super::dispatcher;
 use crate::model::mesh::node_address;
-use crate::model::{NodeId, NodeView};
+use crate::model::view::Peer;
+use crate::model::{Node, NodeId, NodeView};
 use crate::store::Store;
 use std::net::IpAddr;
 
@@ -16,12 +18,26 @@ pub fn is_manager_at(store: &Store, view: Option<&NodeView>, node: &NodeId, addr
     }
 }
 
+fn stored(store: &Store, raft_id: u64) -> Option<&Node> {
+    store.nodes().find(|node| node.manager.as_ref().is_some_and(|manager| manager.raft_id == raft_id))
+}
+
+fn viewed(view: Option<&NodeView>, raft_id: u64) -> Option<&Peer> {
+    view?.cluster.nodes.iter().find(|peer| peer.raft_id == Some(raft_id))
+}
+
+/// The manager with a raft id, which stays with one node: any source that has it will do. Without its containers.
+#[must_use]
+pub fn with_raft_id(store: &Store, view: Option<&NodeView>, raft_id: u64) -> Option<Peer> {
+    let of_view = || viewed(view, raft_id).map(|peer| Peer { containers: Vec::new(), attached_tasks: None, ..peer.clone() });
+    stored(store, raft_id).map(dispatcher::peer_alone).or_else(of_view)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::model::node::ManagerStatus;
-    use crate::model::view::Peer;
-    use crate::model::{Node, Revision, Timestamp, fixture};
+    use crate::model::{Revision, Timestamp, fixture};
     use crate::store::{Action, Transaction};
 
     /// A store at this index that has these nodes at the peers' addresses, with their raft ids if they are managers.

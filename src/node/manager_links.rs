@@ -1,9 +1,10 @@
 //! This manager's connections to the other managers: raft's transport, and the way of proposals to the leader. This manager's store,
 //! or its node's view, says where a raft id is.
 
-use crate::manager::known_managers::is_manager_at;
+use crate::manager::known_managers::{is_manager_at, with_raft_id};
 use crate::manager::{ApplyOutcome, Forward};
-use crate::model::mesh::{DEFAULT_PORT, node_address};
+use crate::model::mesh::DEFAULT_PORT;
+use crate::model::view::Peer;
 use crate::model::{NodeId, NodeView};
 use crate::raft::{Raft, Transport, is_snapshot};
 use crate::rpc::{ManagerLink, ManagerLinkConfig};
@@ -80,17 +81,18 @@ impl ManagerLinks {
         if let Some(link) = links.get(&raft_id) {
             return Some(link.clone());
         }
-        let (node, address) = connected.address_of(raft_id)?;
+        let manager = connected.manager(raft_id)?;
+        let (node, address) = (&manager.node_id, mesh_address(&manager));
         let raft = connected.raft.clone();
         let ended = Arc::new(move || raft.report_ended(raft_id));
-        let link = Arc::new(ManagerLink::start(&connected.config, address, &node, ended));
+        let link = Arc::new(ManagerLink::start(&connected.config, address, node, ended));
         links.insert(raft_id, link.clone());
         Some(link)
     }
 
-    /// The mesh address of a manager.
-    pub(super) fn address_of(&self, raft_id: u64) -> Option<SocketAddr> {
-        Some(self.connected.get()?.address_of(raft_id)?.1)
+    /// The manager with a raft id.
+    pub(super) fn manager(&self, raft_id: u64) -> Option<Peer> {
+        self.connected.get()?.manager(raft_id)
     }
 
     /// Whether the node is a manager with this mesh address, as far as this one knows.
@@ -101,17 +103,14 @@ impl ManagerLinks {
 }
 
 impl Connected {
-    /// The node and its mesh address.
-    fn address_of(&self, raft_id: u64) -> Option<(NodeId, SocketAddr)> {
-        let at = |node: &NodeId, subnet| (node.clone(), SocketAddr::new(IpAddr::V6(node_address(subnet)), DEFAULT_PORT));
-        let store = self.store.read();
-        let stored = store.nodes().find(|node| node.manager.as_ref().is_some_and(|m| m.raft_id == raft_id));
-        stored.map(|node| at(&node.id, node.mesh.subnet)).or_else(|| {
-            let view = self.peers.borrow();
-            let peer = view.as_ref()?.cluster.nodes.iter().find(|peer| peer.raft_id == Some(raft_id))?;
-            Some(at(&peer.node_id, peer.subnet))
-        })
+    fn manager(&self, raft_id: u64) -> Option<Peer> {
+        with_raft_id(&self.store.read(), self.peers.borrow().as_deref(), raft_id)
     }
+}
+
+/// Where a manager serves members.
+pub(super) fn mesh_address(manager: &Peer) -> SocketAddr {
+    SocketAddr::new(IpAddr::V6(manager.address()), DEFAULT_PORT)
 }
 
 impl Transport for ManagerLinks {

@@ -10,7 +10,7 @@ use super::key_authority::KeyAuthority;
 use super::keyring::KeyOwner;
 use super::lock;
 use super::manager_health;
-use super::manager_links::ManagerLinks;
+use super::manager_links::{ManagerLinks, mesh_address};
 use super::manager_role::ManagerPart;
 use super::manager_settings::manager_settings;
 use super::network::MeshNetwork;
@@ -25,6 +25,7 @@ use crate::datapath::{Sockets as _, Tunnel};
 use crate::manager::replica::{Replica, StartedReplica};
 use crate::manager::{self, ApplyOutcome, LeaderHealth, Leadership, ManagerSettings, Proposer, SessionId, Sessions};
 use crate::model::mesh::{DEFAULT_PORT, node_address};
+use crate::model::view::Peer;
 use crate::model::{NodeId, NodeView, Timestamp};
 use crate::protocol::{ToManager, ToNode};
 use crate::raft::{self, Raft, RaftConfig, RaftStatus};
@@ -505,13 +506,13 @@ struct DispatcherSessions {
 }
 
 impl DispatcherSessions {
-    /// The mesh address of the manager that leads, if that is another one. Waits for an election.
-    async fn other_leader(&self) -> Option<SocketAddr> {
+    /// The manager that leads, if that is another one. Waits for an election.
+    async fn other_leader(&self) -> Option<Peer> {
         let mut status = self.raft.status();
         let known = tokio::time::timeout(ELECTION, status.wait_for(|s| s.leader.is_some())).await.ok()?.ok()?;
         let leader = known.leader.filter(|leader| *leader != known.id)?;
         drop(known);
-        self.links.address_of(leader)
+        self.links.manager(leader)
     }
 }
 
@@ -525,7 +526,7 @@ impl SessionServer for DispatcherSessions {
     }
     async fn open(&self, node: NodeId, hello: ToManager, out: mpsc::Sender<ToNode>) -> anyhow::Result<u64> {
         if let Some(leader) = self.other_leader().await {
-            let _ = out.try_send(ToNode::NotLeader { leader: Some(leader) });
+            let _ = out.try_send(ToNode::NotLeader { leader: Some(mesh_address(&leader)), manager: Some(Box::new(leader)) });
             anyhow::bail!("another manager leads");
         }
         Ok(self.sessions.open(node, hello, out).await.0)

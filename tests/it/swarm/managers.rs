@@ -307,6 +307,30 @@ async fn a_worker_that_was_off_while_every_manager_got_another_address_finds_the
 }
 
 /// Runs a verb of skep on a host.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_that_was_off_while_a_new_manager_took_the_lead_finds_it() {
+    let mut swarm = hosts("newlead", 3, "").await;
+    init(&swarm.hosts[0]).await;
+    let (first, as_worker) = (swarm.hosts[0].address(), worker_token(&swarm.hosts[0]).await);
+    ok(&join(&swarm.hosts[1], first, &as_worker).await);
+    swarm.ready(2).await;
+    // Off as a machine is.
+    swarm.hosts[1].stop_daemon(true).await.expect("killed");
+    if let Ok(pid) = std::fs::read_to_string(swarm.hosts[1].run_dir().join("tunnel.pid")) {
+        swarm.hosts[1].run(&format!("kill -9 {}", pid.trim())).await.expect("killed");
+    }
+    let as_manager = manager_token(&swarm.hosts[0]).await;
+    ok(&join(&swarm.hosts[2], first, &as_manager).await);
+    reachable(&swarm.hosts[2], 2).await;
+    // The only manager that the worker knows passes the lead on to the one that it does not know.
+    swarm.hosts[0].stop_daemon(false).await.expect("stopped");
+    start(&mut swarm.hosts[0]).await;
+    assert_eq!(reachable(&swarm.hosts[2], 2).await, "n3");
+    start(&mut swarm.hosts[1]).await;
+    swarm.ready_on(2, 3).await;
+    swarm.stop().await;
+}
+
 async fn skep(host: &Host, arguments: &str) -> anyhow::Result<String> {
     host.run(&format!("{SKEP} {arguments}")).await
 }
