@@ -18,7 +18,7 @@ mod shell;
 mod snapshot_thread;
 
 pub use self::config::{LogCipher, NoCipher, RaftConfig, RaftError, RaftStatus, StateMachine, Transport};
-pub use self::core::{Core, CoreFailure, Effect, Event, MembershipChange, is_snapshot};
+pub use self::core::{Core, CoreFailure, Effect, Event, MembershipChange, is_snapshot, sender};
 pub use self::disk::{Disk, DiskError, FILE, SealAgainError};
 pub use self::handle::Raft;
 pub use self::log::{Log, LogBatch};

@@ -33,6 +33,16 @@ pub fn with_raft_id(store: &Store, view: Option<&NodeView>, raft_id: u64) -> Opt
     stored(store, raft_id).map(dispatcher::peer_alone).or_else(of_view)
 }
 
+/// Whether a message with this raft id may be the node's. An id of no node known here is of one that has just become a manager: raft
+/// counts the votes of its voters alone.
+#[must_use]
+pub fn may_speak_for(store: &Store, view: Option<&NodeView>, node: &NodeId, raft_id: u64) -> bool {
+    // Of nearly all messages.
+    let is_own = store.node(node).and_then(|node| node.manager.as_ref()).is_some_and(|manager| manager.raft_id == raft_id);
+    let owner = || stored(store, raft_id).map(|node| &node.id).or_else(|| viewed(view, raft_id).map(|peer| &peer.node_id));
+    is_own || owner().is_none_or(|owner| owner == node)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -74,10 +84,54 @@ mod tests {
         // Promoted while this manager was away: its node has heard of it.
         assert!(is_manager_at(&store(1, &[(&one, None)]), Some(&view), id, own));
         assert!(is_manager_at(&store(1, &[]), Some(&view), id, own));
-        assert!(!is_manager_at(&store(1, &[(&two, Some(8))]), Some(&view), &two.node_id, other), "demoted since the store's last entry");
+        assert!(
+            !is_manager_at(&store(1, &[(&two, Some(8))]), Some(&view), &two.node_id, other),
+            "demoted since the store's last entry"
+        );
         // The store has overtaken the view.
         assert!(!is_manager_at(&store(9, &[(&one, None)]), Some(&view), id, own), "demoted since the view was made");
         assert!(!is_manager_at(&store(9, &[]), Some(&view), id, own), "removed since the view was made");
-        assert!(is_manager_at(&store(9, &[(&two, Some(8))]), Some(&view), &two.node_id, other), "promoted since the view was made");
+        assert!(
+            is_manager_at(&store(9, &[(&two, Some(8))]), Some(&view), &two.node_id, other),
+            "promoted since the view was made"
+        );
+    }
+
+    #[test]
+    fn a_raft_id_that_is_known_to_be_another_nodes_is_not_this_ones() {
+        let (one, two) = (fixture::peer(1), fixture::peer(2));
+        let viewed = |raft_id| Peer { manager: true, raft_id: Some(raft_id), ..one.clone() };
+        let known = store(5, &[(&one, Some(7)), (&two, Some(8))]);
+        let (newer, other) = (view(9, &[&viewed(17), &two]), Peer { raft_id: Some(18), manager: true, ..two.clone() });
+        for (store, view, raft_id, expected) in [
+            (&known, None, 7, true),
+            (&known, None, 8, false),
+            // Demoted and promoted again: the view has the next id, or nothing here has it yet.
+            (&known, Some(&newer), 17, true),
+            (&known, None, 17, true),
+            (&known, Some(&view(9, &[&viewed(17), &other])), 18, false),
+            (&known, Some(&newer), 99, true),
+            // A manager that has just joined.
+            (&Store::default(), None, 7, true),
+            (&Store::default(), Some(&newer), 17, true),
+            (&Store::default(), Some(&view(9, &[&other])), 18, false),
+        ] {
+            assert_eq!(may_speak_for(store, view, &one.node_id, raft_id), expected, "{raft_id}");
+        }
+    }
+
+    #[test]
+    fn a_manager_is_found_by_its_raft_id_in_either_source() {
+        let two = Peer {
+            manager: true,
+            raft_id: Some(8),
+            containers: vec!["10.0.0.9".parse().expect("an address")],
+            ..fixture::peer(2)
+        };
+        let (known, newer) = (store(5, &[(&fixture::peer(1), Some(7))]), view(9, &[&two]));
+        let found = |raft_id| with_raft_id(&known, Some(&newer), raft_id);
+        assert_eq!(found(7).map(|peer| (peer.node_id, peer.subnet)), Some((fixture::peer(1).node_id, fixture::peer(1).subnet)));
+        assert_eq!(found(8), Some(Peer { containers: Vec::new(), ..two.clone() }));
+        assert_eq!(found(9), None);
     }
 }

@@ -1,7 +1,7 @@
 //! This manager's connections to the other managers: raft's transport, and the way of proposals to the leader. This manager's store,
 //! or its node's view, says where a raft id is.
 
-use crate::manager::known_managers::{is_manager_at, with_raft_id};
+use crate::manager::known_managers::{is_manager_at, may_speak_for, with_raft_id};
 use crate::manager::{ApplyOutcome, Forward};
 use crate::model::mesh::DEFAULT_PORT;
 use crate::model::view::Peer;
@@ -99,6 +99,12 @@ impl ManagerLinks {
     pub(super) fn is_manager(&self, node: &NodeId, address: IpAddr) -> bool {
         let Some(connected) = self.connected.get() else { return false };
         is_manager_at(&connected.store.read(), connected.peers.borrow().as_deref(), node, address)
+    }
+
+    /// Whether raft's messages with this id may be the node's.
+    pub(super) fn may_speak_for(&self, node: &NodeId, raft_id: u64) -> bool {
+        let Some(connected) = self.connected.get() else { return false };
+        may_speak_for(&connected.store.read(), connected.peers.borrow().as_deref(), node, raft_id)
     }
 }
 

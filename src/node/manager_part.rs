@@ -29,7 +29,9 @@ use crate::model::view::Peer;
 use crate::model::{NodeId, NodeView, Timestamp};
 use crate::protocol::{ToManager, ToNode};
 use crate::raft::{self, Raft, RaftConfig, RaftStatus};
-use crate::rpc::{ListenerKind, ManagerGreeter, ManagerLinkConfig, ManagerServer, Server, ServerLimits, SessionServer};
+use crate::rpc::{
+    ListenerKind, ManagerGreeter, ManagerLinkConfig, ManagerServer, Server, ServerLimits, SessionServer, WrongSender,
+};
 use crate::store::StoreHandle;
 use crate::sync::replace_if_changed;
 use crate::trust::Identity;
@@ -489,8 +491,10 @@ impl ManagerServer for OtherManagers {
     fn is_manager(&self, node: &NodeId, address: IpAddr) -> bool {
         self.links.is_manager(node, address)
     }
-    fn raft(&self, message: Vec<u8>) {
-        self.raft.step(message);
+    fn raft(&self, node: &NodeId, message: Vec<u8>) -> Result<(), WrongSender> {
+        let from = raft::sender(&message).filter(|from| self.links.may_speak_for(node, *from)).ok_or(WrongSender)?;
+        self.raft.step(from, message);
+        Ok(())
     }
     async fn propose(&self, document: Vec<u8>) -> Vec<u8> {
         self.proposer.answer(&document).await

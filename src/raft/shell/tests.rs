@@ -111,7 +111,7 @@ async fn a_snapshot_that_cannot_be_read_takes_the_place_of_no_log() {
     let snapshot = Snapshot { data: b"garbage"[..].into(), metadata: Some(metadata).into(), ..Snapshot::default() };
     let mut message = Message { to: 2, from: 1, term: 3, snapshot: Some(snapshot).into(), ..Message::default() };
     message.set_msg_type(MessageType::MsgSnapshot);
-    raft.step(message.write_to_bytes().unwrap());
+    raft.step(1, message.write_to_bytes().unwrap());
     let mut status = raft.status();
     let problem = status.wait_for(|status| status.problem.is_some()).await.unwrap().problem.clone().unwrap();
     assert!(problem.contains("the snapshot of entry 9 cannot be read"), "{problem}");
