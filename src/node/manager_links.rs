@@ -2,8 +2,9 @@
 //! or its node's view, says where a raft id is.
 
 use crate::manager::known_managers::{is_manager_at, may_speak_for, with_raft_id};
+use crate::manager::new_cluster::absent;
 use crate::manager::{ApplyOutcome, Forward};
-use crate::model::mesh::DEFAULT_PORT;
+use crate::model::mesh::{DEFAULT_PORT, node_address};
 use crate::model::view::Peer;
 use crate::model::{NodeId, NodeView};
 use crate::raft::{Raft, Transport, is_snapshot};
@@ -21,6 +22,9 @@ use tokio::sync::watch;
 
 /// Time for the other managers to say of which incarnation they are, before this one takes part in raft.
 const GREETING: Duration = Duration::from_millis(1500);
+
+/// How often nodes are greeted that may be managers of another incarnation. A conflict with one is named for three times as long.
+const ABSENT: Duration = Duration::from_secs(10);
 
 /// What the links need of a node that runs.
 struct Connected {
@@ -51,16 +55,24 @@ impl ManagerLinks {
         let _ = self.connected.set(Connected { config: Arc::new(config), peers, store, raft });
     }
 
-    /// Greets the other managers, then lets raft send. Ends the links of managers that are members of raft no more.
+    /// Greets the other managers, then lets raft send.
     pub(super) async fn run(self: Arc<Self>) {
         let Some(connected) = self.connected.get() else { return };
-        let mut status = connected.raft.status();
-        let me = status.borrow().id;
+        let me = connected.raft.status().borrow().id;
         let known: Vec<u64> = connected.store.read().nodes().filter_map(|node| Some(node.manager.as_ref()?.raft_id)).collect();
         let others: Vec<_> = known.into_iter().filter(|id| *id != me).filter_map(|id| self.link(id)).collect();
         let greetings = futures_util::future::join_all(others.iter().map(|link| link.greet()));
         let _ = tokio::time::timeout(GREETING, greetings).await;
         self.greeted.store(true, Ordering::SeqCst);
+        tokio::select! {
+            () = self.end_former(connected) => {}
+            () = connected.greet_absent() => {}
+        }
+    }
+
+    /// Ends the links of managers that are members of raft no more, until raft has stopped.
+    async fn end_former(&self, connected: &Connected) {
+        let mut status = connected.raft.status();
         let mut members = Vec::new();
         loop {
             let now: Vec<u64> = status.borrow_and_update().members().collect();
@@ -109,6 +121,31 @@ impl ManagerLinks {
 }
 
 impl Connected {
+    /// Of two managers on each of which a cluster was made of the old one, neither has the other among its managers: without this they would
+    /// never hear of each other.
+    async fn greet_absent(&self) {
+        let mut last: Option<NodeId> = None;
+        loop {
+            let nodes: Vec<_> = {
+                let store = self.store.read();
+                let absent = absent(&store, last.as_ref());
+                last = absent.last().cloned();
+                absent.into_iter().filter_map(|id| Some((node_address(store.node(&id)?.mesh.subnet), id))).collect()
+            };
+            let ended = Arc::new(|| ());
+            let links: Vec<_> = nodes
+                .into_iter()
+                .map(|(address, id)| {
+                    ManagerLink::start(&self.config, SocketAddr::new(IpAddr::V6(address), DEFAULT_PORT), &id, ended.clone())
+                })
+                .collect();
+            let greetings = futures_util::future::join_all(links.iter().map(ManagerLink::greet));
+            let _ = tokio::time::timeout(GREETING, greetings).await;
+            drop(links);
+            tokio::time::sleep(ABSENT).await;
+        }
+    }
+
     fn manager(&self, raft_id: u64) -> Option<Peer> {
         with_raft_id(&self.store.read(), self.peers.borrow().as_deref(), raft_id)
     }

@@ -308,6 +308,33 @@ async fn a_worker_that_was_off_while_every_manager_got_another_address_finds_the
 
 /// Runs a verb of skep on a host.
 #[tokio::test(flavor = "multi_thread")]
+async fn two_managers_that_each_made_a_cluster_of_the_old_one_name_the_conflict() {
+    let mut swarm = managers("twins").await;
+    swarm.hosts[2].stop_daemon(true).await.expect("killed");
+    for host in &swarm.hosts[..2] {
+        swarm.lab.cut(host).await.expect("cut off");
+    }
+    for host in &swarm.hosts[..2] {
+        let address = host.address();
+        let recreated = host.docker_run(&format!("swarm init --force-new-cluster --advertise-addr {address}")).await;
+        assert!(recreated.expect("re-created").contains("is now a manager"));
+    }
+    for host in &swarm.hosts[..2] {
+        swarm.lab.heal(host).await.expect("healed");
+    }
+    for host in &swarm.hosts[..2] {
+        within(35, "the conflict is named", || async {
+            let blockers = status(host).await["blockers"].clone();
+            let text = blockers["incarnation"].as_str().unwrap_or_default();
+            anyhow::ensure!(text.contains("docker swarm leave --force"), "{blockers}");
+            Ok(())
+        })
+        .await;
+    }
+    swarm.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_worker_that_was_off_while_a_new_manager_took_the_lead_finds_it() {
     let mut swarm = hosts("newlead", 3, "").await;
     init(&swarm.hosts[0]).await;
