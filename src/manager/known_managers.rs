@@ -65,7 +65,7 @@ mod tests {
 
     /// A view of the same incarnation as the stores'.
     fn view(index: u64, peers: &[&Peer]) -> NodeView {
-        let part = fixture::cluster_part(peers.iter().map(|peer| Peer::clone(peer)).collect());
+        let part = fixture::cluster_part(peers.iter().copied().cloned().collect());
         NodeView { revision: Revision { incarnation: 0, index }, ..fixture::node_view(index, Vec::new(), part) }
     }
 

@@ -51,6 +51,7 @@ mod tests {
         Peer { manager: true, raft_id: Some(u64::from(number)), ..fixture::peer(number) }
     }
 
+    #[expect(clippy::unnecessary_wraps, reason = "as the channel has it")]
     fn view() -> Option<Arc<NodeView>> {
         Some(Arc::new(fixture::node_view(5, Vec::new(), fixture::cluster_part([1, 3, 5].map(fixture::peer).to_vec()))))
     }
