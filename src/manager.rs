@@ -21,6 +21,7 @@ mod feature_level;
 pub mod inbox;
 pub mod invariants;
 mod key_changes;
+pub mod known_managers;
 pub mod leader;
 pub mod limits;
 pub mod liveness;

@@ -30,6 +30,7 @@ mod key_authority;
 mod key_change;
 mod key_files;
 mod keyring;
+mod learned_managers;
 mod leaving;
 mod ledger_writer;
 mod lifecycle;

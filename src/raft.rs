@@ -22,7 +22,7 @@ mod snapshot_thread;
 mod turns;
 
 pub use self::config::{LogCipher, NoCipher, RaftConfig, RaftError, RaftStatus, StateMachine, Transport};
-pub use self::core::{Core, CoreFailure, Effect, Event, MembershipChange, is_snapshot};
+pub use self::core::{Core, CoreFailure, Effect, Event, MembershipChange, is_snapshot, sender};
 pub use self::disk::{Disk, DiskError, FILE, SealAgainError};
 pub use self::handle::Raft;
 pub use self::log::{Log, LogBatch};

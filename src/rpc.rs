@@ -26,8 +26,8 @@ pub use key_change::{KeyChangeAuthority, KeyChangeError, KeyChangeRefusal, ask_k
 pub use limits::ServerLimits;
 pub use listener::{ListenerKind, Server};
 pub use logs::{LogLink, LogReader, LogService, ManagerAt, read_here};
-pub use managers::{ManagerGreeter, ManagerLink, ManagerLinkConfig, ManagerServer};
+pub use managers::{ManagerGreeter, ManagerLink, ManagerLinkConfig, ManagerServer, WrongSender};
 pub use membership::ask_membership;
 pub use refused::RefusedPeers;
 pub use renewal::{CertificateAuthority, CertificateHolder, RenewalConfig, RenewalError, request_certificate};
-pub use session::{NodeAt, SessionChannels, SessionConfig, SessionEnd, SessionServer, SessionState, keep_session};
+pub use session::{LearnManager, NodeAt, SessionChannels, SessionConfig, SessionEnd, SessionServer, SessionState, keep_session};

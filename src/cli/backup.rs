@@ -39,7 +39,8 @@ pub(super) struct BackupArgs {
 /// Makes the data directory of a manager from a backup.
 ///
 /// Run it while no daemon runs on the directory, then start the daemon: this node is the only manager of the cluster as it was at the time
-/// of the backup. What was made later is gone. The other nodes follow it; other managers become workers.
+/// of the backup. What was made later is gone. The other nodes follow it; other managers become workers. Nodes whose root CA was replaced
+/// after the backup (`docker swarm ca --rotate`) do not trust it: run `skep leave --force` there, then join again.
 ///
 /// Examples:
 ///   skep restore swarm.skep --passphrase-file /root/passphrase

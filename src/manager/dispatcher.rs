@@ -17,4 +17,5 @@ mod view_index;
 pub use self::core::Dispatcher;
 pub use super::session::{Effect, SessionId};
 pub use event::{Event, NodeHello, NodeReports};
+pub(super) use view::peer_alone;
 pub use view_index::{ViewIndex, view_of};

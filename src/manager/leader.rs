@@ -117,7 +117,7 @@ impl Shell {
                 self.applied.send_replace(Revision::default());
                 match ended {
                     Ok(ended) => {
-                        self.outboxes.close_all(Some(&ToNode::NotLeader { leader: None }));
+                        self.outboxes.close_all(Some(&ToNode::NotLeader { leader: None, manager: None }));
                         // What is wrong now is the next leader's to find out.
                         self.health.send_modify(|health| {
                             health.panic = None;
@@ -163,7 +163,7 @@ impl Shell {
                 event = self.queue.recv() => match event {
                     None => return Ended::NothingToDo,
                     Some(SessionEvent { event: Event::Opened { .. }, outgoing: Some(outgoing), .. }) => {
-                        drop(outgoing.try_send(ToNode::NotLeader { leader: None }));
+                        drop(outgoing.try_send(ToNode::NotLeader { leader: None, manager: None }));
                     }
                     Some(_) => {}
                 },

@@ -3,7 +3,7 @@
 
 use crate::model::cluster::INCARNATIONS_KEPT;
 use crate::model::node::ManagerStatus;
-use crate::model::{Cluster, NewIncarnation, Node, NodeId, Revision, Role, Timestamp};
+use crate::model::{Cluster, NewIncarnation, Node, NodeId, NodeState, Revision, Role, Timestamp};
 use crate::store::{Action, Store};
 use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
@@ -65,6 +65,21 @@ pub fn plan(store: &Store, survivor: &Survivor, incarnation: u64, now: Timestamp
     Ok([cluster, Action::update(own)].into_iter().chain(demoted).collect())
 }
 
+/// Nodes that are greeted in a round of [`absent`].
+const ABSENT_AT_ONCE: usize = 16;
+
+/// Nodes that were managers before a new cluster was made of this state, and may be those of another one that was: they have no session here,
+/// and are no managers here that would be greeted anyway. So many, in turn: those behind `after`.
+#[must_use]
+pub fn absent(store: &Store, after: Option<&NodeId>) -> Vec<NodeId> {
+    if store.cluster().is_none_or(|cluster| cluster.incarnations.is_empty()) {
+        return Vec::new();
+    }
+    let all: Vec<&Node> = store.nodes().filter(|node| node.manager.is_none() && node.status.state != NodeState::Ready).collect();
+    let first = all.iter().position(|node| after.is_none_or(|after| node.id > *after)).unwrap_or(0);
+    all.iter().cycle().skip(first).take(all.len().min(ABSENT_AT_ONCE)).map(|node| node.id.clone()).collect()
+}
+
 /// What a manager tells another one at the begin of a connection.
 #[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
 pub struct ManagerGreeting {
@@ -109,19 +124,25 @@ pub enum GreetingVerdict {
 #[must_use]
 pub fn judge(own: &ManagerGreeting, other: &ManagerGreeting) -> GreetingVerdict {
     let (mine, theirs) = (own.revision, other.revision);
+    let is_twin = mine.incarnation == theirs.incarnation && begun_by(own) != begun_by(other);
     // A manager that has just joined has no state yet.
-    if mine.incarnation == theirs.incarnation || mine.incarnation == 0 || theirs.incarnation == 0 {
+    if (mine.incarnation == theirs.incarnation && !is_twin) || mine.incarnation == 0 || theirs.incarnation == 0 {
         return GreetingVerdict::Same;
+    }
+    if is_twin {
+        // Both were re-created in one second: neither is the later one.
+        let entries = own.incarnations.last().map_or(0, |by| beyond(other, by, own));
+        return if other.has_leader { GreetingVerdict::OtherGoesOn { entries } } else { GreetingVerdict::OtherIsOld };
     }
     if mine.incarnation < theirs.incarnation {
         let Some(by) = first_since(&other.incarnations, mine.incarnation) else { return GreetingVerdict::Same };
-        let lost = beyond(mine, by);
+        let lost = beyond(own, by, other);
         if own.has_leader && lost > 0 {
             return GreetingVerdict::WentOn { by: by.clone(), entries: lost };
         }
         return GreetingVerdict::Superseded { by: by.clone(), lost };
     }
-    let entries = first_since(&own.incarnations, theirs.incarnation).map_or(0, |by| beyond(theirs, by));
+    let entries = first_since(&own.incarnations, theirs.incarnation).map_or(0, |by| beyond(other, by, own));
     if other.has_leader && entries > 0 { GreetingVerdict::OtherGoesOn { entries } } else { GreetingVerdict::OtherIsOld }
 }
 
@@ -130,10 +151,21 @@ fn first_since(incarnations: &[NewIncarnation], incarnation: u64) -> Option<&New
     incarnations.iter().find(|new| new.incarnation > incarnation)
 }
 
-/// Entries of a state that the new incarnation did not begin with.
-fn beyond(state: Revision, new: &NewIncarnation) -> u64 {
-    let base = if new.base.incarnation == state.incarnation { new.base.index } else { 0 };
-    state.index.saturating_sub(base)
+/// The node that the last incarnation was begun on.
+fn begun_by(greeting: &ManagerGreeting) -> Option<&NodeId> {
+    greeting.incarnations.last().map(|new| &new.node)
+}
+
+/// Entries of a state that an incarnation of the other one did not begin with.
+fn beyond(state: &ManagerGreeting, new: &NewIncarnation, other: &ManagerGreeting) -> u64 {
+    let base = if new.base.incarnation == state.revision.incarnation {
+        new.base.index
+    } else {
+        // The state was re-created itself: both go back to what the earlier of the two began with.
+        let own = state.incarnations.iter().find(|own| !other.incarnations.contains(own));
+        own.filter(|own| own.base.incarnation == new.base.incarnation).map_or(0, |own| own.base.index.min(new.base.index))
+    };
+    state.revision.index.saturating_sub(base)
 }
 
 #[cfg(test)]
@@ -186,6 +218,26 @@ mod tests {
     }
 
     #[test]
+    fn nodes_without_a_session_are_greeted_in_turn_once_the_cluster_was_made_again() {
+        let before = store(40);
+        assert_eq!(absent(&before, None), Vec::<NodeId>::new(), "the only one of its kind");
+        let mut after = recreated(&before, None, 9);
+        assert_eq!(absent(&after, None), Vec::<NodeId>::new(), "all have a session");
+        let down = |number: usize| {
+            let mut node = fixture::node(&format!("w{number:02}"));
+            node.status.state = NodeState::Down;
+            Action::create(node)
+        };
+        let actions = (1..=20).map(down).collect();
+        after.apply(42, &Transaction::new(NOW, actions)).expect("created");
+        let names = |from: usize, to: usize| (from..=to).map(|number| NodeId::from(format!("w{number:02}"))).collect::<Vec<_>>();
+        let first = absent(&after, None);
+        assert_eq!(first, names(1, 16));
+        assert_eq!(absent(&after, first.last()), [names(17, 20), names(1, 12)].concat());
+        assert_eq!(absent(&after, Some(&"w20".into())), names(1, 16));
+    }
+
+    #[test]
     fn another_address_is_that_of_the_manager_and_of_its_tunnel() {
         let addr: SocketAddr = "[2001:db8::7]:2377".parse().unwrap();
         let after = recreated(&store(40), Some(addr), 9);
@@ -231,6 +283,36 @@ mod tests {
         assert_eq!(judge(&new, &new), GreetingVerdict::Same);
         let joined = ManagerGreeting::default();
         assert_eq!((judge(&joined, &new), judge(&new, &joined)), (GreetingVerdict::Same, GreetingVerdict::Same));
+    }
+
+    #[test]
+    fn two_clusters_recreated_from_one_state_are_a_conflict_to_both() {
+        let old = store(40);
+        let on = |node: &str, at: &Store, incarnation| {
+            let survivor = Survivor { node: node.into(), ..survivor(None) };
+            let mut next = at.clone();
+            let actions = plan(at, &survivor, incarnation, NOW).expect("a plan");
+            next.apply(at.index() + 1, &Transaction::new(NOW, actions)).expect("applied");
+            next
+        };
+        let mut later = old.clone();
+        later.apply(42, &Transaction::new(NOW, Vec::new())).expect("applied");
+        let greeting = |store: &Store| ManagerGreeting::new(store, true);
+        // One of 40 entries and one more, one of 42 and one more; begun in two seconds, or in one.
+        for second in [60, 50] {
+            let (one, two) = (greeting(&on("n1", &old, 50)), greeting(&on("n2", &later, second)));
+            let expected = [GreetingVerdict::OtherGoesOn { entries: 1 }, GreetingVerdict::OtherGoesOn { entries: 3 }];
+            if second == 50 {
+                assert_eq!([judge(&two, &one), judge(&one, &two)], expected);
+            } else {
+                assert_eq!(judge(&two, &one), expected[0]);
+                let by = two.incarnations[0].clone();
+                assert_eq!(judge(&one, &two), GreetingVerdict::WentOn { by, entries: 1 });
+            }
+            let gone = ManagerGreeting { has_leader: false, ..one.clone() };
+            assert_eq!(judge(&two, &gone), GreetingVerdict::OtherIsOld);
+            assert_eq!(judge(&one, &one), GreetingVerdict::Same);
+        }
     }
 
     #[test]

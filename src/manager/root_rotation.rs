@@ -72,7 +72,7 @@ fn finish(cluster: &mut Cluster, rng: &mut impl Rng) {
     cluster.ca_key = rotation.ca_key;
     cluster.ca_history.rotation = None;
     cluster.tokens = JoinToken::draw_both(new, rng);
-    tracing::info!(root = %new, "the root CA was replaced");
+    tracing::info!(root = %new, "the root CA was replaced: make a new backup, earlier ones bring back no other node");
 }
 
 /// Drops the oldest roots that no node has a certificate of: what leads from one root to the next is needed by the nodes of all before.

@@ -154,7 +154,8 @@ impl JoinAuthority for Admission {
                 role,
                 cluster_id: cluster.id.clone(),
                 certificate,
-                ca_certificate: cluster.ca_certificate.clone(),
+                // The root that has signed it: another one may issue by now.
+                ca_certificate: ca.certificate().to_owned(),
                 mesh: cluster.mesh,
                 subnet: node.mesh.subnet,
                 ingress_addr: node.mesh.ingress_addr,

@@ -51,6 +51,11 @@ impl CertificateIssuer {
         Self { store, clock: env.clock.clone(), life: CertificateLife::new(env) }
     }
 
+    /// Whether a certificate of the node would have this role.
+    pub(super) fn has_role(&self, node: &NodeId, wanted: Role) -> bool {
+        self.store.read().node(node).is_some_and(|node| role(node) == wanted)
+    }
+
     /// Issues the certificate of a node that the store has, with the role that the store has.
     pub(super) fn issue(&self, node: &NodeId, csr: &str) -> Result<RenewedCertificate, RenewalRefused> {
         let other = |error: trust::TrustError| RenewalRefused::Other(error.to_string());

@@ -81,10 +81,10 @@ impl Greetings {
         let own = ManagerGreeting { has_leader: goes_on(*self.leaderless.borrow(), self.clock.now()), ..self.own() };
         match judge(&own, &other) {
             GreetingVerdict::Superseded { by, lost } if is_manager => self.raft.supersede(superseded(&by, lost)),
-            GreetingVerdict::WentOn { .. } if is_manager && !self.has_leader() => {
+            GreetingVerdict::WentOn { .. } if was_manager && !self.has_leader() => {
                 lock(&self.undecided).insert(node.clone(), other);
             }
-            GreetingVerdict::WentOn { by, entries } if is_manager => {
+            GreetingVerdict::WentOn { by, entries } if was_manager => {
                 let text = format!(
                     "the cluster was re-created on node {} at {}, and this one goes on beside it with {entries} entries that the new cluster does not have",
                     by.node,
@@ -94,7 +94,7 @@ impl Greetings {
             }
             GreetingVerdict::OtherGoesOn { entries } if was_manager => {
                 let text = format!(
-                    "manager {node} goes on with an earlier incarnation of the cluster, which has {entries} entries that this one does not have"
+                    "manager {node} goes on with another incarnation of the cluster, which has {entries} entries that this one does not have"
                 );
                 self.set(node, Some((text, Some(self.clock.now()))));
             }
@@ -228,6 +228,13 @@ mod tests {
         assert!(named.contains("re-created on node n2") && named.contains("docker swarm leave --force"), "{named}");
         assert!(greetings.raft.status().borrow().problem.is_none(), "it goes on");
         greetings.greeted(&"n2".into(), &greetings.greeting());
+        assert!(blockers.now().is_empty());
+        // So is one of a node that was demoted here: the cluster that it made again of this state has only itself as a manager.
+        let demoted = Action::create(fixture::node("n3"));
+        greetings.store.write(Timestamp(2), vec![demoted]).await.unwrap();
+        greetings.greeted(&"n3".into(), &recreated_from(&own, own.revision.index - 1));
+        assert!(blockers.now()["incarnation"].contains("goes on beside it"));
+        greetings.greeted(&"n3".into(), &greetings.greeting());
         assert!(blockers.now().is_empty());
         // The other side: an earlier incarnation that has written more than this one began with.
         let old = Revision { incarnation: 0, index: 40 };

@@ -1,12 +1,15 @@
-//! This manager's connections to the other managers: raft's transport, and the way of proposals to the leader. The view, or
-//! before there is one this manager's store, says where a raft id is.
+//! This manager's connections to the other managers: raft's transport, and the way of proposals to the leader. This manager's store,
+//! or its node's view, says where a raft id is.
 
+use crate::manager::known_managers::{is_manager_at, may_speak_for, with_raft_id};
+use crate::manager::new_cluster::absent;
 use crate::manager::{ApplyOutcome, Forward};
 use crate::model::mesh::{DEFAULT_PORT, node_address};
+use crate::model::view::Peer;
 use crate::model::{NodeId, NodeView};
 use crate::raft::{Raft, Transport, is_snapshot};
 use crate::rpc::{ManagerLink, ManagerLinkConfig};
-use crate::store::{Store, StoreHandle};
+use crate::store::StoreHandle;
 use crate::sync::lock;
 use anyhow::Context as _;
 use async_trait::async_trait;
@@ -19,6 +22,9 @@ use tokio::sync::watch;
 
 /// Time for the other managers to say of which incarnation they are, before this one takes part in raft.
 const GREETING: Duration = Duration::from_millis(1500);
+
+/// How often nodes are greeted that may be managers of another incarnation. A conflict with one is named for three times as long.
+const ABSENT: Duration = Duration::from_secs(10);
 
 /// What the links need of a node that runs.
 struct Connected {
@@ -49,16 +55,24 @@ impl ManagerLinks {
         let _ = self.connected.set(Connected { config: Arc::new(config), peers, store, raft });
     }
 
-    /// Greets the other managers, then lets raft send. Ends the links of managers that are members of raft no more.
+    /// Greets the other managers, then lets raft send.
     pub(super) async fn run(self: Arc<Self>) {
         let Some(connected) = self.connected.get() else { return };
-        let mut status = connected.raft.status();
-        let me = status.borrow().id;
+        let me = connected.raft.status().borrow().id;
         let known: Vec<u64> = connected.store.read().nodes().filter_map(|node| Some(node.manager.as_ref()?.raft_id)).collect();
         let others: Vec<_> = known.into_iter().filter(|id| *id != me).filter_map(|id| self.link(id)).collect();
         let greetings = futures_util::future::join_all(others.iter().map(|link| link.greet()));
         let _ = tokio::time::timeout(GREETING, greetings).await;
         self.greeted.store(true, Ordering::SeqCst);
+        tokio::select! {
+            () = self.end_former(connected) => {}
+            () = connected.greet_absent() => {}
+        }
+    }
+
+    /// Ends the links of managers that are members of raft no more, until raft has stopped.
+    async fn end_former(&self, connected: &Connected) {
+        let mut status = connected.raft.status();
         let mut members = Vec::new();
         loop {
             let now: Vec<u64> = status.borrow_and_update().members().collect();
@@ -79,17 +93,18 @@ impl ManagerLinks {
         if let Some(link) = links.get(&raft_id) {
             return Some(link.clone());
         }
-        let (node, address) = connected.address_of(raft_id)?;
+        let manager = connected.manager(raft_id)?;
+        let (node, address) = (&manager.node_id, mesh_address(&manager));
         let raft = connected.raft.clone();
         let ended = Arc::new(move || raft.report_ended(raft_id));
-        let link = Arc::new(ManagerLink::start(&connected.config, address, &node, ended));
+        let link = Arc::new(ManagerLink::start(&connected.config, address, node, ended));
         links.insert(raft_id, link.clone());
         Some(link)
     }
 
-    /// The mesh address of a manager.
-    pub(super) fn address_of(&self, raft_id: u64) -> Option<SocketAddr> {
-        Some(self.connected.get()?.address_of(raft_id)?.1)
+    /// The manager with a raft id.
+    pub(super) fn manager(&self, raft_id: u64) -> Option<Peer> {
+        self.connected.get()?.manager(raft_id)
     }
 
     /// Whether the node is a manager with this mesh address, as far as this one knows.
@@ -97,30 +112,48 @@ impl ManagerLinks {
         let Some(connected) = self.connected.get() else { return false };
         is_manager_at(&connected.store.read(), connected.peers.borrow().as_deref(), node, address)
     }
-}
 
-/// Whether the node is a manager and has this mesh address: by the store, or by the view on a manager that has just joined, whose
-/// store is empty.
-fn is_manager_at(store: &Store, view: Option<&NodeView>, node: &NodeId, address: IpAddr) -> bool {
-    let is_at = |subnet| IpAddr::V6(node_address(subnet)) == address;
-    if let Some(stored) = store.node(node) {
-        return stored.manager.is_some() && is_at(stored.mesh.subnet);
+    /// Whether raft's messages with this id may be the node's.
+    pub(super) fn may_speak_for(&self, node: &NodeId, raft_id: u64) -> bool {
+        let Some(connected) = self.connected.get() else { return false };
+        may_speak_for(&connected.store.read(), connected.peers.borrow().as_deref(), node, raft_id)
     }
-    view.and_then(|view| view.cluster.node(node)).is_some_and(|peer| peer.manager && is_at(peer.subnet))
 }
 
 impl Connected {
-    /// The node and its mesh address.
-    fn address_of(&self, raft_id: u64) -> Option<(NodeId, SocketAddr)> {
-        let at = |node: &NodeId, subnet| (node.clone(), SocketAddr::new(IpAddr::V6(node_address(subnet)), DEFAULT_PORT));
-        let store = self.store.read();
-        let stored = store.nodes().find(|node| node.manager.as_ref().is_some_and(|m| m.raft_id == raft_id));
-        stored.map(|node| at(&node.id, node.mesh.subnet)).or_else(|| {
-            let view = self.peers.borrow();
-            let peer = view.as_ref()?.cluster.nodes.iter().find(|peer| peer.raft_id == Some(raft_id))?;
-            Some(at(&peer.node_id, peer.subnet))
-        })
+    /// Of two managers on each of which a cluster was made of the old one, neither has the other among its managers: without this they would
+    /// never hear of each other.
+    async fn greet_absent(&self) {
+        let mut last: Option<NodeId> = None;
+        loop {
+            let nodes: Vec<_> = {
+                let store = self.store.read();
+                let absent = absent(&store, last.as_ref());
+                last = absent.last().cloned();
+                absent.into_iter().filter_map(|id| Some((node_address(store.node(&id)?.mesh.subnet), id))).collect()
+            };
+            let ended = Arc::new(|| ());
+            let links: Vec<_> = nodes
+                .into_iter()
+                .map(|(address, id)| {
+                    ManagerLink::start(&self.config, SocketAddr::new(IpAddr::V6(address), DEFAULT_PORT), &id, ended.clone())
+                })
+                .collect();
+            let greetings = futures_util::future::join_all(links.iter().map(ManagerLink::greet));
+            let _ = tokio::time::timeout(GREETING, greetings).await;
+            drop(links);
+            tokio::time::sleep(ABSENT).await;
+        }
     }
+
+    fn manager(&self, raft_id: u64) -> Option<Peer> {
+        with_raft_id(&self.store.read(), self.peers.borrow().as_deref(), raft_id)
+    }
+}
+
+/// Where a manager serves members.
+pub(super) fn mesh_address(manager: &Peer) -> SocketAddr {
+    SocketAddr::new(IpAddr::V6(manager.address()), DEFAULT_PORT)
 }
 
 impl Transport for ManagerLinks {
@@ -142,37 +175,5 @@ impl Forward for ManagerLinks {
     async fn forward(&self, leader: u64, document: Vec<u8>) -> anyhow::Result<Vec<u8>> {
         let link = self.link(leader).context("it is not known where the leader is")?;
         link.propose(document).await
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::model::node::ManagerStatus;
-    use crate::model::{Node, Timestamp, fixture};
-    use crate::store::{Action, Transaction};
-
-    #[test]
-    fn a_manager_is_known_by_its_own_address_and_by_the_store_before_the_view() {
-        let (mut one, two) = (fixture::peer(1), fixture::peer(2));
-        one.manager = true;
-        let (id, own, other) = (one.node_id.clone(), IpAddr::V6(one.address()), IpAddr::V6(two.address()));
-        let view = fixture::node_view(5, Vec::new(), fixture::cluster_part(vec![one.clone(), two.clone()]));
-        let empty = Store::default();
-        assert!(is_manager_at(&empty, Some(&view), &id, own));
-        assert!(!is_manager_at(&empty, Some(&view), &id, other), "a certificate and key at another node's address");
-        assert!(!is_manager_at(&empty, Some(&view), &two.node_id, other), "a worker");
-        assert!(!is_manager_at(&empty, None, &id, own));
-        let stored = |manager| {
-            let mut node = Node { manager, ..fixture::node(id.as_str()) };
-            node.mesh.subnet = one.subnet;
-            let mut store = Store::default();
-            store.apply(1, &Transaction::new(Timestamp(1), vec![Action::create(node)])).expect("created");
-            store
-        };
-        let addr = "192.0.2.1:2377".parse().expect("an address");
-        let manager = stored(Some(ManagerStatus { raft_id: 7, addr }));
-        assert!(is_manager_at(&manager, None, &id, own) && !is_manager_at(&manager, None, &id, other));
-        assert!(!is_manager_at(&stored(None), Some(&view), &id, own), "demoted since the view was made");
     }
 }

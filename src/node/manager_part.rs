@@ -10,7 +10,7 @@ use super::key_authority::KeyAuthority;
 use super::keyring::KeyOwner;
 use super::lock;
 use super::manager_health;
-use super::manager_links::ManagerLinks;
+use super::manager_links::{ManagerLinks, mesh_address};
 use super::manager_role::ManagerPart;
 use super::manager_settings::manager_settings;
 use super::network::MeshNetwork;
@@ -25,11 +25,13 @@ use crate::datapath::{Sockets as _, Tunnel};
 use crate::manager::replica::{Replica, StartedReplica};
 use crate::manager::{self, ApplyOutcome, LeaderHealth, Leadership, ManagerSettings, Proposer, SessionId, Sessions};
 use crate::model::mesh::{DEFAULT_PORT, node_address};
+use crate::model::view::Peer;
 use crate::model::{NodeId, NodeView, Timestamp};
 use crate::protocol::{ToManager, ToNode};
 use crate::raft::{self, Raft, RaftConfig, RaftStatus};
 use crate::rpc::{
     ListenerKind, ManagerGreeter, ManagerLinkConfig, ManagerServer, RefusedPeers, Server, ServerLimits, SessionServer,
+    WrongSender,
 };
 use crate::store::StoreHandle;
 use crate::sync::replace_if_changed;
@@ -502,8 +504,10 @@ impl ManagerServer for OtherManagers {
     fn is_manager(&self, node: &NodeId, address: IpAddr) -> bool {
         self.links.is_manager(node, address)
     }
-    fn raft(&self, message: Vec<u8>) {
-        self.raft.step(message);
+    fn raft(&self, node: &NodeId, message: Vec<u8>) -> Result<(), WrongSender> {
+        let from = raft::sender(&message).filter(|from| self.links.may_speak_for(node, *from)).ok_or(WrongSender)?;
+        self.raft.step(from, message);
+        Ok(())
     }
     async fn propose(&self, document: Vec<u8>) -> Vec<u8> {
         self.proposer.answer(&document).await
@@ -519,13 +523,13 @@ struct DispatcherSessions {
 }
 
 impl DispatcherSessions {
-    /// The mesh address of the manager that leads, if that is another one. Waits for an election.
-    async fn other_leader(&self) -> Option<SocketAddr> {
+    /// The manager that leads, if that is another one. Waits for an election.
+    async fn other_leader(&self) -> Option<Peer> {
         let mut status = self.raft.status();
         let known = tokio::time::timeout(ELECTION, status.wait_for(|s| s.leader.is_some())).await.ok()?.ok()?;
         let leader = known.leader.filter(|leader| *leader != known.id)?;
         drop(known);
-        self.links.address_of(leader)
+        self.links.manager(leader)
     }
 }
 
@@ -539,7 +543,7 @@ impl SessionServer for DispatcherSessions {
     }
     async fn open(&self, node: NodeId, hello: ToManager, out: mpsc::Sender<ToNode>) -> anyhow::Result<u64> {
         if let Some(leader) = self.other_leader().await {
-            let _ = out.try_send(ToNode::NotLeader { leader: Some(leader) });
+            let _ = out.try_send(ToNode::NotLeader { leader: Some(mesh_address(&leader)), manager: Some(Box::new(leader)) });
             anyhow::bail!("another manager leads");
         }
         Ok(self.sessions.open(node, hello, out).await.0)

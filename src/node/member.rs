@@ -371,7 +371,8 @@ fn start_renewal(
     let managers = managers(context, membership);
     let (clock, files) = (env.clock.clone(), env.certificates.clone());
     let keyring = env.keyring.clone();
-    let source = StoreOrManagers { store, issuer: move |store| CertificateIssuer::new(&env, store), managers, keyring };
+    let (issuers, wanted) = (move |store| CertificateIssuer::new(&env, store), role.clone());
+    let source = StoreOrManagers { store, issuer: issuers, role: wanted, managers, keyring };
     let (state, renewal) = watch::channel(RenewalState::default());
     let (following, stop) = (issuer.clone().follow(identity.clone()), context.stop());
     context.supervisor.once("trust", async move {

@@ -46,6 +46,8 @@ pub(super) struct StoreOrManagers<F> {
     pub store: watch::Receiver<Option<StoreHandle>>,
     /// Makes an issuer of a store.
     pub issuer: F,
+    /// The role that the certificate is to have.
+    pub role: watch::Receiver<Role>,
     pub managers: RenewalConfig,
     pub keyring: Arc<Keyring>,
 }
@@ -59,8 +61,10 @@ impl<F: Fn(StoreHandle) -> CertificateIssuer + Send + Sync> CertificateSource fo
         from_others: bool,
     ) -> anyhow::Result<RenewedCertificate> {
         let store = self.store.borrow().clone().filter(|_| !from_others);
-        if let Some(store) = store {
-            return Ok((self.issuer)(store).issue(current.node_id(), &request.csr)?);
+        // A store that does not know the role yet may be one that the others bring up to date only once the certificate is right.
+        let own = store.map(|store| (self.issuer)(store)).filter(|own| own.has_role(current.node_id(), *self.role.borrow()));
+        if let Some(own) = own {
+            return Ok(own.issue(current.node_id(), &request.csr)?);
         }
         let renewed = request_certificate(&self.managers, current, &request).await?;
         if let Some(key) = &renewed.unlock_key {
@@ -125,7 +129,8 @@ impl<S: CertificateSource> Renewal<S> {
         }
         let mut failures = 0_u32;
         loop {
-            let error = match stop.run_until_cancelled(self.request(&current)).await? {
+            let role = *self.role.borrow();
+            let error = match stop.run_until_cancelled(self.request(&current, role)).await? {
                 // Not cancelled: the files must not be written after those of the membership were removed.
                 Ok(renewed) => match self.store(&renewed).await {
                     Ok(()) => return Some(renewed),
@@ -141,7 +146,12 @@ impl<S: CertificateSource> Renewal<S> {
             }
             self.state.send_replace(RenewalState { failures, error: Some(error) });
             let pause = pauses(&current, self.clock.as_ref()).jittered(failures, rng);
-            stop.run_until_cancelled(self.clock.sleep(pause)).await?;
+            tokio::select! {
+                () = stop.cancelled() => return None,
+                () = self.clock.sleep(pause) => {}
+                // What was refused for the sake of the role may not be refused any more.
+                () = self.role_is_not(role) => {}
+            }
         }
     }
 
@@ -157,13 +167,17 @@ impl<S: CertificateSource> Renewal<S> {
     /// Waits until the certificate has not the role that it is to have.
     async fn role_differs(&self) {
         let has = self.identity.borrow().role();
-        if self.role.clone().wait_for(|role| *role != has).await.is_err() {
+        self.role_is_not(has).await;
+    }
+
+    async fn role_is_not(&self, role: Role) {
+        if self.role.clone().wait_for(|now| *now != role).await.is_err() {
             std::future::pending::<()>().await;
         }
     }
 
     /// A certificate for a new key: serial numbers and keys are never used twice.
-    async fn request(&self, current: &Identity) -> anyhow::Result<Identity> {
+    async fn request(&self, current: &Identity, role: Role) -> anyhow::Result<Identity> {
         let key = NodeKey::generate()?;
         let request = RenewalRequest { csr: key.request()? };
         let verdict = self.issuer.verdict(current);
@@ -179,7 +193,6 @@ impl<S: CertificateSource> Renewal<S> {
             verdict == IssuerVerdict::Good || renewed.ca_certificate() != current.ca_certificate(),
             "the manager that was asked does not know yet that the root CA was replaced"
         );
-        let role = *self.role.borrow();
         anyhow::ensure!(
             renewed.role() == role || current.role() == role,
             "the manager that was asked does not know yet that this node is a {}",

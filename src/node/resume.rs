@@ -51,11 +51,12 @@ pub(super) async fn resume(daemon: &Arc<Daemon>) -> anyhow::Result<()> {
         Role::Manager => prepare_manager(env, &membership).await,
         Role::Worker => None,
     };
-    // A manager's store is newer than its ledger.
-    let view = match &manager {
-        Some(FirstManager::Prepared(manager)) => view_of(&manager.store.store.read(), &membership.node_id).or(ledger),
-        Some(FirstManager::Opening(_)) | None => ledger,
+    let stored = match &manager {
+        Some(FirstManager::Prepared(manager)) => view_of(&manager.store.store.read(), &membership.node_id),
+        Some(FirstManager::Opening(_)) | None => None,
     };
+    // A manager's store is newer than its ledger, but for one that no other manager has brought up to date yet.
+    let view = [ledger, stored].into_iter().flatten().max_by_key(|view| view.revision);
     let network = MeshNetwork::open(env, &membership.addresses()).await?;
     network.start_overlay(env, &membership.node_id, view);
     if let Some(managers) = managers {

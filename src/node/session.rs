@@ -1,6 +1,7 @@
 //! Starts a member's session to the leader: its candidates, its hello, and the relay to the loops.
 
 use super::current_membership::CurrentMembership;
+use super::learned_managers;
 use super::ledger_writer;
 use super::loops::{AppliedRevisions, LoopContext};
 use super::relay::SessionRelay;
@@ -111,6 +112,7 @@ pub(super) fn start(
         IpAddr::V6(node_address(membership.subnet)),
     );
     config.node_at = node_at(context);
+    config.learn = learned_managers::learn(context.known_managers.clone(), membership.node_id.clone());
     config.heartbeat = Duration::from_millis(env.settings.timeouts.heartbeat_ms);
     config.dead_after = Duration::from_millis(env.settings.timeouts.node_down_ms);
     let hello = Arc::new(hello(context, membership, description.clone(), presented));

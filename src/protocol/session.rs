@@ -5,7 +5,7 @@ use super::{BACKENDS, DEMAND, PIECES};
 use crate::model::{
     ContainerAttachment, Demand, FormatRange, ListeningPort, Revision, TaskId, TaskStatus,
     node::NodeDescription,
-    view::{ClusterPart, Networks, Tasks},
+    view::{ClusterPart, Networks, Peer, Tasks},
 };
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -104,6 +104,10 @@ pub enum ToNode {
     NotLeader {
         /// The leader's mesh address and port, if known: the node tries it first.
         leader: Option<SocketAddr>,
+        /// The leader as other nodes see it, without its containers: one that became a manager while the node was away is reached through
+        /// the tunnel once the node has its key. (Older managers do not say.)
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        manager: Option<Box<Peer>>,
     },
     /// The node is no longer a member; the reason, for people.
     Removed(String),

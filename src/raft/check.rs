@@ -55,6 +55,8 @@ pub(super) fn log(log: &Log) -> Result<(), String> {
 pub(super) struct LocalState<F> {
     /// Raft id.
     pub id: u64,
+    /// Raft id of the manager that has sent the message.
+    pub sender: u64,
     pub term: u64,
     /// Index of the last entry known to be committed.
     pub committed: u64,
@@ -72,6 +74,9 @@ pub(super) fn message(message: &Message, local: &LocalState<impl Fn(u64) -> Opti
     }
     if message.from == 0 || message.from == local.id {
         return Err(MessageError::Malformed("its sender is this manager or has no raft id"));
+    }
+    if message.from != local.sender {
+        return Err(MessageError::Malformed("it is in the name of another manager than the one that sent it"));
     }
     if message.term == 0 || message.term.saturating_sub(local.term) > TERMS_BEHIND {
         return Err(MessageError::Malformed("it has no term, or one that no election can have reached"));
@@ -143,4 +148,40 @@ fn is_membership(members: &ConfState) -> bool {
     let is_simple =
         members.get_voters_outgoing().is_empty() && members.get_learners_next().is_empty() && !members.get_auto_leave();
     is_simple && !voters.is_empty() && !all.contains(&0) && all.len() == voters.len() + learners.len()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use protobuf::Message as _;
+
+    fn check_from(sender: u64, bytes: &[u8]) -> Result<(), MessageError> {
+        let parsed = Message::parse_from_bytes(bytes).expect("a message");
+        message(&parsed, &LocalState { id: 2, sender, term: 3, committed: 0, last: 0, term_of: |_| None })
+    }
+
+    #[test]
+    fn a_message_is_of_the_manager_that_sent_it() {
+        let mut vote = Message { to: 2, from: 1, term: 3, ..Message::default() };
+        vote.set_msg_type(MessageType::MsgRequestVoteResponse);
+        let mut bytes = vote.write_to_bytes().expect("written");
+        assert_eq!(super::super::sender(&bytes), Some(1));
+        assert_eq!(check_from(1, &bytes), Ok(()));
+        assert!(matches!(check_from(3, &bytes), Err(MessageError::Malformed(why)) if why.contains("another manager")));
+        // The last of two fields counts, and the beginning has the first.
+        bytes.extend([3 << 3, 7]);
+        assert_eq!(super::super::sender(&bytes), Some(1));
+        assert!(check_from(1, &bytes).is_err());
+    }
+
+    #[test]
+    fn what_does_not_begin_as_raft_writes_it_has_no_sender() {
+        for bytes in
+            [&b""[..], &[1 << 3], &[1 << 3, 5, 3 << 3, 1], &[1 << 3, 5, 2 << 3, 2, 4 << 3, 1], &[1 << 3, 5, 2 << 3, 2, 3 << 3]]
+        {
+            assert_eq!(super::super::sender(bytes), None, "{bytes:?}");
+        }
+        let large = Message { to: 2, from: (1 << 53) - 1, msg_type: MessageType::MsgHeartbeat, ..Message::default() };
+        assert_eq!(super::super::sender(&large.write_to_bytes().expect("written")), Some((1 << 53) - 1));
+    }
 }

@@ -42,8 +42,8 @@ pub enum MembershipChange {
 pub enum Event {
     /// A tick has passed.
     Tick,
-    /// A message from another manager.
-    Message(Vec<u8>),
+    /// A message from the manager with this raft id.
+    Message { from: u64, bytes: Vec<u8> },
     /// An entry to be written. The caller chooses a new ticket, which is returned with the outcome.
     Propose { ticket: u64, data: Vec<u8> },
     /// A change of membership to be written, with a ticket as for `Propose`.
@@ -135,6 +135,20 @@ pub fn is_snapshot(message: &[u8]) -> bool {
     message.starts_with(&[1 << 3, kind])
 }
 
+/// The raft id of the manager that a message for another one says it is from; `None` if it cannot be read. Of the message no more is read
+/// than its beginning, and the core compares the rest.
+#[must_use]
+pub fn sender(message: &[u8]) -> Option<u64> {
+    // Fields 1 to 3 come first, in this order: the type, the receiver, the sender.
+    let mut input = protobuf::CodedInputStream::from_bytes(message);
+    let mut last = None;
+    for number in 1..=3 {
+        let tag = input.read_raw_varint64().ok()?;
+        last = (tag == number << 3).then(|| input.read_raw_varint64().ok())?;
+    }
+    last
+}
+
 impl Core {
     /// Continues the log; the effects restore the machine and apply what is known to be committed. A manager that is the
     /// only voter leads when this returns.
@@ -215,8 +229,8 @@ impl Core {
                     self.campaign_in_turn();
                     self.save_old_commit(&mut effects);
                 }
-                Event::Message(bytes) => {
-                    self.step(&bytes)?;
+                Event::Message { from, bytes } => {
+                    self.step(from, &bytes)?;
                     self.answer_dropped(&mut effects);
                 }
                 Event::Propose { ticket, data } => self.propose(ticket, data, &mut effects),
@@ -364,7 +378,7 @@ impl Core {
         self.raw.store()
     }
 
-    fn step(&mut self, bytes: &[u8]) -> Result<(), CoreFailure> {
+    fn step(&mut self, from: u64, bytes: &[u8]) -> Result<(), CoreFailure> {
         let Ok(message) = Message::parse_from_bytes(bytes) else {
             self.ignore(None, "it cannot be read");
             return Ok(());
@@ -372,6 +386,7 @@ impl Core {
         let raft = &self.raw.raft;
         let local = check::LocalState {
             id: self.id,
+            sender: from,
             term: raft.term,
             committed: raft.raft_log.committed,
             last: raft.raft_log.last_index(),
@@ -390,7 +405,6 @@ impl Core {
                 )));
             }
         }
-        let from = message.from;
         self.silence.insert(from, 0);
         self.lost_leader.take_if(|lost| *lost == from);
         if message.get_msg_type() == MessageType::MsgTimeoutNow {

@@ -50,9 +50,9 @@ impl<O: Send + 'static> Raft<O> {
         self.request(|responder| RaftRequest::Change { change, responder }).await
     }
 
-    /// Passes on a message from another manager. Dropped if too many requests wait: raft repeats it.
-    pub fn step(&self, message: Vec<u8>) {
-        let _ = self.requests.try_send(RaftRequest::Message(message));
+    /// Passes on a message from the manager with this raft id. Dropped if too many requests wait: raft repeats it.
+    pub fn step(&self, from: u64, message: Vec<u8>) {
+        let _ = self.requests.try_send(RaftRequest::Message { from, bytes: message });
     }
 
     /// Reports that the process of the manager with this raft id has ended. If it led, the others elect a leader at once.

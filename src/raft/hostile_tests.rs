@@ -28,7 +28,8 @@ fn log() -> Log {
 }
 
 fn received(message: &Message) -> Event {
-    Event::Message(message.write_to_bytes().expect("a message is written"))
+    let bytes = message.write_to_bytes().expect("a message is written");
+    Event::Message { from: message.from, bytes }
 }
 
 fn of_kind(kind: MessageType, message: Message) -> Message {

@@ -16,7 +16,10 @@ pub(super) enum RaftRequest<O> {
         change: MembershipChange,
         responder: Responder<u64>,
     },
-    Message(Vec<u8>),
+    Message {
+        from: u64,
+        bytes: Vec<u8>,
+    },
     TransferLeadership,
     Ended(u64),
     Supersede(String),

@@ -275,7 +275,7 @@ impl<S: StateMachine> Shell<S> {
                 return Ok(None);
             }
             RaftRequest::Supersede(reason) => return Err(LogSessionEnd::Fatal(anyhow::anyhow!(reason))),
-            RaftRequest::Message(bytes) => Event::Message(bytes),
+            RaftRequest::Message { from, bytes } => Event::Message { from, bytes },
             RaftRequest::TransferLeadership => Event::TransferLeadership,
             RaftRequest::Ended(id) => Event::Ended(id),
             RaftRequest::Propose { data, responder } => {
@@ -396,7 +396,10 @@ impl<S: StateMachine> Shell<S> {
                 Ok(RaftRequest::SealAgain { responder }) => drop(responder.send(Err(stopped()))),
                 Ok(RaftRequest::Change { responder, .. }) => Waiter::<S::Outcome>::Change(responder).refuse(stopped()),
                 Ok(
-                    RaftRequest::Message(_) | RaftRequest::TransferLeadership | RaftRequest::Ended(_) | RaftRequest::Supersede(_),
+                    RaftRequest::Message { .. }
+                    | RaftRequest::TransferLeadership
+                    | RaftRequest::Ended(_)
+                    | RaftRequest::Supersede(_),
                 )
                 | Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => return ControlFlow::Break(()),

@@ -8,4 +8,4 @@ mod wire;
 
 pub use client::{ManagerLink, ManagerLinkConfig};
 pub use greeter::ManagerGreeter;
-pub use server::ManagerServer;
+pub use server::{ManagerServer, WrongSender};

@@ -30,6 +30,8 @@ pub(super) enum PeerRefusal {
     Member,
     /// A node that is no manager, on a connection of managers.
     Manager,
+    /// A message of raft in the name of another manager.
+    Sender,
     /// A WireGuard key that was not accepted.
     Key,
     /// A frame that is too large or not understood.
@@ -37,7 +39,7 @@ pub(super) enum PeerRefusal {
 }
 
 impl PeerRefusal {
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::Connections,
         Self::Handshake,
         Self::HandshakeTime,
@@ -48,6 +50,7 @@ impl PeerRefusal {
         Self::Address,
         Self::Member,
         Self::Manager,
+        Self::Sender,
         Self::Key,
         Self::Frame,
     ];
@@ -64,6 +67,7 @@ impl PeerRefusal {
             Self::Address => "address",
             Self::Member => "member",
             Self::Manager => "manager",
+            Self::Sender => "sender",
             Self::Key => "key",
             Self::Frame => "frame",
         }

@@ -4,5 +4,5 @@ mod client;
 pub(super) mod server;
 
 pub(super) use client::explain;
-pub use client::{NodeAt, SessionChannels, SessionConfig, SessionEnd, SessionState, keep_session};
+pub use client::{LearnManager, NodeAt, SessionChannels, SessionConfig, SessionEnd, SessionState, keep_session};
 pub use server::SessionServer;

@@ -186,6 +186,11 @@ pub(super) fn peer<'a>(node: &Node, tasks: impl Iterator<Item = &'a Task>) -> Pe
     }
 }
 
+/// The node without its containers.
+pub(in super::super) fn peer_alone(node: &Node) -> Peer {
+    Peer { attached_tasks: None, ..peer(node, std::iter::empty()) }
+}
+
 /// The service's published ports. `tasks` are the service's, by id.
 pub(super) fn ports<'a>(
     store: &Store,

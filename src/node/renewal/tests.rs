@@ -280,3 +280,21 @@ async fn a_node_whose_role_changes_gets_another_certificate_at_once() {
     let mut identity = node.identity.clone();
     identity.wait_for(|identity| identity.role() == Role::Worker).await.expect("without waiting for a part of its life");
 }
+
+#[tokio::test]
+async fn a_role_that_turns_back_is_followed_without_the_pause_after_a_failure() {
+    let time = Arc::new(Simulation::default());
+    let clock = Simulated(time.clone(), 0);
+    let ca = Ca::new(clock.clone(), 60 * MINUTE);
+    *lock(&ca.role) = Role::Manager;
+    let node = Node::start("turns-back", &ca, clock);
+    // Demoted, as the node knows; promoted again, as the manager that is asked knows.
+    node.role.send_replace(Role::Worker);
+    time.pass(20 * MINUTE, 1, || {}).await;
+    assert!(node.state.borrow().failures > 3, "{:?}", node.state.borrow());
+    let first = node.identity.borrow().clone();
+    node.role.send_replace(Role::Manager);
+    let mut identity = node.identity.clone();
+    identity.wait_for(|now| now.key() != first.key()).await.expect("renewed before any time has passed");
+    assert_eq!((node.state.borrow().failures, time.now()), (0, 20 * MINUTE));
+}

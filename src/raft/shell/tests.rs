@@ -114,7 +114,7 @@ async fn a_snapshot_that_cannot_be_read_takes_the_place_of_no_log_and_the_next_o
         message.set_msg_type(MessageType::MsgSnapshot);
         message.write_to_bytes().unwrap()
     };
-    raft.step(snapshot(b"garbage"));
+    raft.step(1, snapshot(b"garbage"));
     let mut status = raft.status();
     let problem = status.wait_for(|status| status.problem.is_some()).await.unwrap().problem.clone().unwrap();
     assert!(problem.contains("the snapshot of entry 9 cannot be read"), "{problem}");
@@ -124,7 +124,7 @@ async fn a_snapshot_that_cannot_be_read_takes_the_place_of_no_log_and_the_next_o
     let good = snapshot(&7_u64.to_le_bytes());
     let taken = async {
         loop {
-            raft.step(good.clone());
+            raft.step(1, good.clone());
             let taken = status.wait_for(|status| status.applied == 9 && status.problem.is_none());
             if tokio::time::timeout(Duration::from_millis(50), taken).await.is_ok() {
                 return;

@@ -26,14 +26,22 @@ const STUCK: Duration = Duration::from_secs(5);
 /// Proposals of one manager that are worked on at a time.
 const PROPOSALS: usize = 1024;
 
+/// The message is in the name of another manager than the one that sends it, or cannot be read.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("a raft message in the name of another manager")]
+pub struct WrongSender;
+
 /// Serves other managers.
 #[async_trait]
 pub trait ManagerServer: ManagerGreeter {
     /// Whether the node is a manager of the cluster as this one knows it, and this is its mesh address. A certificate alone may be of
     /// before a demotion, or stolen.
     fn is_manager(&self, node: &NodeId, address: IpAddr) -> bool;
-    /// A message for raft.
-    fn raft(&self, message: Vec<u8>);
+    /// A message for raft, from this node.
+    ///
+    /// # Errors
+    /// It is not this node's: the connection ends.
+    fn raft(&self, node: &NodeId, message: Vec<u8>) -> Result<(), WrongSender>;
     /// Answers a proposal.
     async fn propose(&self, document: Vec<u8>) -> Vec<u8>;
 }
@@ -89,7 +97,9 @@ pub(in super::super) async fn serve(
                 return Err(PeerRefusal::Frame.error("a frame that is not understood"));
             };
             match frame {
-                ManagerFrame::Raft(message) => server.raft(message.into()),
+                ManagerFrame::Raft(message) => {
+                    server.raft(node, message.into()).map_err(|wrong| PeerRefusal::Sender.of(wrong.into()))?;
+                }
                 ManagerFrame::Greeting(greeting) => server.greeted(node, &greeting),
                 ManagerFrame::Proposal { number, document } => {
                     let (server, stop) = (server.clone(), stop.clone());

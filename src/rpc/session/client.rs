@@ -7,6 +7,7 @@ use super::super::tls::{self, ClientReader, ClientWriter};
 use crate::backoff::Backoff;
 use crate::clock::{self, Clock};
 use crate::datapath::Sockets;
+use crate::model::view::Peer;
 use crate::model::{FormatRange, NodeId, Revision, Timestamp};
 use crate::protocol::MAX_FRAME;
 use crate::protocol::view_stream::ViewDecoder;
@@ -24,6 +25,9 @@ use tokio_util::sync::CancellationToken;
 /// The node that has a mesh address, as far as the caller knows.
 pub type NodeAt = Arc<dyn Fn(IpAddr) -> Option<NodeId> + Send + Sync>;
 
+/// Called with a manager that another one names as the leader.
+pub type LearnManager = Arc<dyn Fn(&Peer) + Send + Sync>;
+
 /// How to keep a session.
 pub struct SessionConfig {
     /// The node's identity. When it changes, the session is opened again with it.
@@ -34,6 +38,8 @@ pub struct SessionConfig {
     pub candidates: watch::Receiver<Vec<SocketAddr>>,
     /// Which node has a mesh address: only that one is accepted there.
     pub node_at: NodeAt,
+    /// Is to make the leader's address one that can be reached.
+    pub learn: LearnManager,
     /// Makes sockets in the mesh namespace.
     pub sockets: Arc<dyn Sockets>,
     /// The node's own mesh address.
@@ -64,6 +70,7 @@ impl SessionConfig {
             clock,
             candidates,
             node_at: Arc::new(|_| None),
+            learn: Arc::new(|_| {}),
             sockets,
             source,
             heartbeat: Duration::from_millis(500),
@@ -268,6 +275,9 @@ async fn attempt(
         }
         Err(_) => return AttemptEnd::failed(format!("no answer within {} ms", config.connect.as_millis())),
     };
+    if let ToNode::NotLeader { manager: Some(manager), .. } = &opened.first {
+        (config.learn)(manager);
+    }
     let (heartbeat, format) = match accept(&opened.first, config.heartbeat) {
         Ok(accepted) => accepted,
         Err(end) => {
@@ -283,7 +293,7 @@ async fn attempt(
     // At least two heartbeats: the leader answers each one, so silence means that it is lost.
     let silence = config.dead_after.max(heartbeat * 2);
     let outdated = outdated(&mut config.identity, config.clock.as_ref(), opened.ends);
-    let bounds = SessionBounds { heartbeat, silence, format };
+    let bounds = SessionBounds { heartbeat, silence, format, learn: config.learn.clone() };
     if let Some(hello) = newer_hello
         && let Err(error) = opened.writer.write(&hello).await
     {
@@ -317,7 +327,7 @@ fn accept(first: &ToNode, default_heartbeat: Duration) -> Result<(Duration, u32)
         }
         ToNode::Welcome { format, heartbeat_ms: 0 } => Ok((default_heartbeat, *format)),
         ToNode::Welcome { format, heartbeat_ms } => Ok((Duration::from_millis(*heartbeat_ms), *format)),
-        ToNode::NotLeader { leader } => {
+        ToNode::NotLeader { leader, .. } => {
             Err(AttemptEnd::Search(AttemptOutcome::NotLeader(*leader), "it does not lead".to_owned()))
         }
         ToNode::Refused(why) => Err(AttemptEnd::failed(format!("it refuses: {why}"))),
@@ -334,6 +344,7 @@ struct SessionBounds {
     silence: Duration,
     /// Of the protocol.
     format: u32,
+    learn: LearnManager,
 }
 
 /// Exchanges messages until the session ends.
@@ -358,7 +369,7 @@ async fn run_session(
     let mut left = false;
     // Concurrently: neither direction waits for the other.
     let end = tokio::select! {
-        end = receive(&mut reader, incoming, search) => end,
+        end = receive(&mut reader, incoming, search, &bounds.learn) => end,
         end = send(&mut writer, outgoing, applied, &bounds, shutdown, &mut left) => end,
         why = outdated => AttemptEnd::renewed(why),
     };
@@ -443,7 +454,12 @@ pub(in super::super) fn explain(error: std::io::Error, identity: &Identity, now:
 }
 
 /// Passes the leader's messages on.
-async fn receive(reader: &mut ClientReader, incoming: &mpsc::Sender<ToNode>, search: &mut LeaderSearch) -> AttemptEnd {
+async fn receive(
+    reader: &mut ClientReader,
+    incoming: &mpsc::Sender<ToNode>,
+    search: &mut LeaderSearch,
+    learn: &LearnManager,
+) -> AttemptEnd {
     let mut decoder = ViewDecoder::default();
     loop {
         let message = match reader.expanded_message::<ToNode>().await {
@@ -454,7 +470,10 @@ async fn receive(reader: &mut ClientReader, incoming: &mpsc::Sender<ToNode>, sea
         };
         match message {
             ToNode::Alive => search.leader_answers(),
-            ToNode::NotLeader { leader } => {
+            ToNode::NotLeader { leader, manager } => {
+                if let Some(manager) = manager {
+                    learn(&manager);
+                }
                 return AttemptEnd::Search(AttemptOutcome::NotLeader(leader), "it no longer leads".to_owned());
             }
             ToNode::Refused(why) => return AttemptEnd::lost(format!("it ended the session: {why}")),

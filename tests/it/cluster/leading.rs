@@ -53,7 +53,7 @@ impl World {
             (false, true) if !leads_on => {
                 let leading = running.leading.take().unwrap();
                 for (session, node) in leading.sessions {
-                    self.send_to_session(id, &node, session, ToNode::NotLeader { leader: None });
+                    self.send_to_session(id, &node, session, ToNode::NotLeader { leader: None, manager: None });
                     self.end_session(id, &node, session);
                 }
             }
@@ -160,7 +160,7 @@ impl World {
         }
         let id = process.0;
         let Some(leading) = &mut self.running(id).leading else {
-            self.send_to_session(id, &node, session, ToNode::NotLeader { leader: None });
+            self.send_to_session(id, &node, session, ToNode::NotLeader { leader: None, manager: None });
             return self.end_session(id, &node, session);
         };
         leading.sessions.insert(session, node.clone());

@@ -238,7 +238,7 @@ impl World {
                 // The members of a raft know each other's keys: one that was removed is not answered.
                 if self.managers.get(&to).is_some_and(|manager| manager.running.is_some()) && self.managers.contains_key(&from) {
                     self.running(to).heard = self.now;
-                    self.raft_event(to, skep::raft::Event::Message(message));
+                    self.raft_event(to, skep::raft::Event::Message { from, bytes: message });
                 }
             }
             Due::WriteFails(process) => self.write_fails(process),

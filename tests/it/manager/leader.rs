@@ -71,7 +71,7 @@ async fn next(incoming: &mut mpsc::Receiver<ToNode>) -> Option<ToNode> {
 async fn a_follower_refuses_sessions_and_a_leader_opens_them() {
     let fixture = manager_fixture().await;
     let (_, mut incoming) = fixture.hello().await;
-    assert!(matches!(next(&mut incoming).await, Some(ToNode::NotLeader { leader: None })));
+    assert!(matches!(next(&mut incoming).await, Some(ToNode::NotLeader { leader: None, .. })));
     assert!(next(&mut incoming).await.is_none(), "and ends the session");
     fixture.leads.send_replace(LEADS);
     let mut incoming = loop {

@@ -135,7 +135,7 @@ impl TimedNetwork {
                 Effect::Send { to, message } => {
                     let latency = self.random.random_range(self.latency.clone());
                     if !self.cut.contains(&id) && !self.cut.contains(&to) {
-                        self.later(spent + latency, to, Work::Event(Event::Message(message)));
+                        self.later(spent + latency, to, Work::Event(Event::Message { from: id, bytes: message }));
                     }
                 }
                 Effect::Snapshot { index } => self.later(spent, id, Work::Event(Event::Snapshot { index, bytes: Vec::new() })),

@@ -38,7 +38,7 @@ impl Transport for End {
         if managers.contains_key(&self.0)
             && let Some((raft, _)) = managers.get(&to)
         {
-            raft.step(message);
+            raft.step(self.0, message);
         }
     }
 }

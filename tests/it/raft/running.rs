@@ -320,7 +320,7 @@ struct LocalTransport(Mutex<BTreeMap<u64, Raft<usize>>>);
 impl Transport for LocalTransport {
     fn send(&self, to: u64, message: Vec<u8>) {
         if let Some(raft) = self.0.lock().expect("lock").get(&to) {
-            raft.step(message);
+            raft.step(skep::raft::sender(&message).expect("a sender"), message);
         }
     }
 }

@@ -125,6 +125,7 @@ impl SimulatedNetwork {
                 Effect::Send { to, message } => {
                     let kind = Message::parse_from_bytes(&message).expect("a message of raft").get_msg_type();
                     assert_eq!(skep::raft::is_snapshot(&message), kind == MessageType::MsgSnapshot, "{kind:?}");
+                    assert_eq!(skep::raft::sender(&message), Some(id), "{kind:?}");
                     self.send(id, to, message);
                 }
                 Effect::Restore { index, bytes } => {
@@ -188,7 +189,7 @@ impl SimulatedNetwork {
     fn deliver(&mut self, index: usize) {
         let (from, to, message) = self.in_flight.swap_remove(index);
         if !self.disconnected.contains(&from) && !self.disconnected.contains(&to) {
-            self.handle(to, Event::Message(message));
+            self.handle(to, Event::Message { from, bytes: message });
         }
     }
 
@@ -202,7 +203,7 @@ impl SimulatedNetwork {
             bound -= 1;
             let (from, to, message) = self.in_flight.remove(0);
             if !self.disconnected.contains(&from) && !self.disconnected.contains(&to) {
-                self.handle(to, Event::Message(message));
+                self.handle(to, Event::Message { from, bytes: message });
             }
         }
     }
@@ -256,7 +257,7 @@ impl SimulatedNetwork {
                 self.in_flight = rest;
                 let mut here: Vec<(u64, u64, Vec<u8>)> = here;
                 here.retain(|(from, to, _)| !self.disconnected.contains(from) && !self.disconnected.contains(to));
-                let events = here.into_iter().map(|(_, _, message)| Event::Message(message));
+                let events = here.into_iter().map(|(from, _, bytes)| Event::Message { from, bytes });
                 let effects = self.managers.get_mut(&id).expect("manager").core.handle(events).expect("no core fails");
                 let until = if self.random.random_range(0..10) == 0 { self.random.random_range(0..6) } else { usize::MAX };
                 self.carry_out(id, effects, until);
@@ -509,9 +510,9 @@ fn an_old_copy_of_a_log_is_detected() {
     let mut failure = None;
     for _ in 0..50 {
         network.handle(leader, Event::Tick);
-        for (_, to, message) in std::mem::take(&mut network.in_flight) {
+        for (from, to, bytes) in std::mem::take(&mut network.in_flight) {
             if to == victim && failure.is_none() {
-                failure = core.handle([Event::Message(message)]).err();
+                failure = core.handle([Event::Message { from, bytes }]).err();
             }
         }
     }
@@ -540,7 +541,8 @@ fn garbage_is_ignored() {
         }
         // No panic. (A forged heartbeat may stop a core, but only managers can send one.)
         let (mut core, _) = Core::new(&config(leader), network.managers[&leader].disk.clone()).expect("core");
-        let _ = core.handle([Event::Message(bytes)]);
+        let from = skep::raft::sender(&bytes).unwrap_or(1);
+        let _ = core.handle([Event::Message { from, bytes }]);
     }
 }
 

@@ -17,6 +17,7 @@ use skep::protocol::{
 use skep::rpc::{
     CertificateAuthority, CertificateHolder, JoinAuthority, JoinError, JoinOptions, JoinParts, Joined, JoinerSide,
     KeyChangeAuthority, ListenerKind, ManagerGreeter, ManagerServer, RefusedPeers, Server, ServerLimits, SessionServer,
+    WrongSender,
 };
 use skep::trust::{self, Identity, JoinToken, NodeKey, NodeName, RootCa, TunnelKey};
 use std::collections::BTreeMap;
@@ -485,6 +486,8 @@ pub struct OtherManagers {
     /// Nodes that are managers at the address that they connect from.
     pub known: Mutex<Vec<NodeId>>,
     pub messages: Mutex<Vec<Vec<u8>>>,
+    /// Begins of messages that are another manager's, whichever node sends them.
+    pub foreign: Mutex<Option<u8>>,
     pub greetings: Mutex<Vec<Vec<u8>>>,
 }
 
@@ -502,8 +505,12 @@ impl ManagerServer for OtherManagers {
     fn is_manager(&self, node: &NodeId, _: IpAddr) -> bool {
         self.known.lock().unwrap().contains(node)
     }
-    fn raft(&self, message: Vec<u8>) {
+    fn raft(&self, _: &NodeId, message: Vec<u8>) -> Result<(), WrongSender> {
+        if message.first().copied().is_some_and(|first| *self.foreign.lock().unwrap() == Some(first)) {
+            return Err(WrongSender);
+        }
         self.messages.lock().unwrap().push(message);
+        Ok(())
     }
     async fn propose(&self, document: Vec<u8>) -> Vec<u8> {
         document.into_iter().rev().collect()

@@ -149,6 +149,23 @@ async fn a_manager_that_is_demoted_loses_its_connection() {
 }
 
 #[tokio::test]
+async fn a_manager_that_speaks_in_anothers_name_loses_its_connection() {
+    let (trust, manager, dialed) = started();
+    let other = trust.identity(Role::Manager);
+    manager.managers.known.lock().unwrap().push(other.node_id().clone());
+    *manager.managers.foreign.lock().unwrap() = Some(b'f');
+    let connections = || manager.managers.greetings.lock().unwrap().len();
+    let link = link(&other, &manager, &dialed);
+    link.greet().await;
+    link.raft(b"forged".to_vec());
+    link.propose(b"abc".to_vec()).await.expect_err("its connection is closed");
+    eventually_answers(&link).await;
+    link.raft(b"own".to_vec());
+    eventually("its own arrives", || *manager.managers.messages.lock().unwrap() == [b"own".to_vec()]).await;
+    assert!(connections() > 1);
+}
+
+#[tokio::test]
 async fn a_manager_whose_process_ends_is_reported_and_one_that_closes_a_connection_is_not() {
     let (trust, mut manager, dialed) = started();
     let other = trust.identity(Role::Manager);

@@ -7,14 +7,14 @@ use skep::datapath::sockets::HereSockets;
 use skep::model::mesh::{DEFAULT_POOL, MeshPrefix};
 use skep::model::node::NodeDescription;
 use skep::model::view::ClusterPart;
-use skep::model::{Revision, Role};
+use skep::model::{Revision, Role, fixture};
 use skep::protocol::view_delta::{ViewDelta, apply};
 use skep::protocol::{FORMATS, ToManager, ToNode};
 use skep::rpc::{ListenerKind, SessionChannels, SessionConfig, SessionEnd, SessionState, keep_session};
 use skep::trust::Identity;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::sync::Arc;
 use std::sync::atomic::Ordering::SeqCst;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
@@ -210,14 +210,26 @@ async fn the_session_to_a_restarted_leader_is_opened_again() {
 async fn a_manager_that_does_not_lead_redirects_to_the_leader() {
     let trust = Trust::new();
     let (first, second) = (manager(&trust), manager(&trust));
-    *first.dispatcher.instead.lock().unwrap() = Some(ToNode::NotLeader { leader: Some(second.address) });
-    let mut node = node_with(trust.identity(Role::Worker), vec![first.address], |c| c.backoff.first = Duration::from_mins(1));
+    // A manager that the node does not know yet.
+    let named = fixture::peer(2);
+    let instead = ToNode::NotLeader { leader: Some(second.address), manager: Some(Box::new(named.clone())) };
+    *first.dispatcher.instead.lock().unwrap() = Some(instead);
+    let (learned, identity) = (Arc::new(Mutex::new(Vec::new())), trust.identity(Role::Worker));
+    let (learns, journal, opened) = (learned.clone(), second.journal.clone(), format!("open {}", identity.node_id()));
+    let mut node = node_with(identity, vec![first.address], |c| {
+        c.backoff.first = Duration::from_mins(1);
+        c.learn = Arc::new(move |manager| {
+            assert!(!journal.has(&opened), "before it is dialed");
+            learns.lock().unwrap().push(manager.clone());
+        });
+    });
     node.welcome().await;
     node.state("with the leader", |s| s.leader == Some(second.address)).await;
+    assert_eq!(*learned.lock().unwrap(), [named]);
 
     // The leader changes during a session.
     *first.dispatcher.instead.lock().unwrap() = None;
-    second.dispatcher.send(ToNode::NotLeader { leader: Some(first.address) }).await;
+    second.dispatcher.send(ToNode::NotLeader { leader: Some(first.address), manager: None }).await;
     node.welcome().await;
     node.state("with the new leader", |s| s.leader == Some(first.address)).await;
 }

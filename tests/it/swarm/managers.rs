@@ -117,7 +117,7 @@ async fn every_manager_serves_the_api_and_a_dead_leader_is_replaced() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn roles_change_at_the_users_word() {
-    let swarm = swarm("mr", 3, "").await;
+    let mut swarm = swarm("mr", 3, "").await;
     let first = &swarm.hosts[0];
     let refused = first.docker_run("node demote n1").await.expect_err("the last manager");
     assert!(format!("{refused:#}").contains("attempting to demote the last manager of the swarm"), "{refused:#}");
@@ -143,6 +143,18 @@ async fn roles_change_at_the_users_word() {
     .await;
     swarm.hosts[1].docker_run("node promote n1").await.expect("promoted again");
     reachable(&swarm.hosts[1], 3).await;
+    // It has a vote by now, which is needed next.
+    within(15, "the API on the manager that was promoted again", || async { swarm.hosts[0].docker_run("node ls -q").await })
+        .await;
+    // Demoted and promoted again before it has heard of the first: it is renewed as the manager that it is.
+    swarm.hosts[2].stop_daemon(true).await.expect("killed");
+    swarm.hosts[1].docker_run("node demote n3").await.expect("demoted");
+    reachable(&swarm.hosts[1], 2).await;
+    swarm.hosts[1].docker_run("node promote n3").await.expect("promoted again");
+    start(&mut swarm.hosts[2]).await;
+    reachable(&swarm.hosts[1], 3).await;
+    let rotated = swarm.hosts[1].docker_run("swarm ca --rotate -q");
+    tokio::time::timeout(Duration::from_secs(30), rotated).await.expect("every node is renewed").expect("rotated");
     // A manager that leaves is no member of raft any more.
     swarm.hosts[2].docker_run("swarm leave --force").await.expect("leaves");
     let leader = reachable(&swarm.hosts[1], 2).await;
@@ -319,6 +331,57 @@ async fn a_worker_that_was_off_while_every_manager_got_another_address_finds_the
 }
 
 /// Runs a verb of skep on a host.
+#[tokio::test(flavor = "multi_thread")]
+async fn two_managers_that_each_made_a_cluster_of_the_old_one_name_the_conflict() {
+    let mut swarm = managers("twins").await;
+    swarm.hosts[2].stop_daemon(true).await.expect("killed");
+    for host in &swarm.hosts[..2] {
+        swarm.lab.cut(host).await.expect("cut off");
+    }
+    for host in &swarm.hosts[..2] {
+        let address = host.address();
+        let recreated = host.docker_run(&format!("swarm init --force-new-cluster --advertise-addr {address}")).await;
+        assert!(recreated.expect("re-created").contains("is now a manager"));
+    }
+    for host in &swarm.hosts[..2] {
+        swarm.lab.heal(host).await.expect("healed");
+    }
+    for host in &swarm.hosts[..2] {
+        within(35, "the conflict is named", || async {
+            let blockers = status(host).await["blockers"].clone();
+            let text = blockers["incarnation"].as_str().unwrap_or_default();
+            anyhow::ensure!(text.contains("docker swarm leave --force"), "{blockers}");
+            Ok(())
+        })
+        .await;
+    }
+    swarm.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_that_was_off_while_a_new_manager_took_the_lead_finds_it() {
+    let mut swarm = hosts("newlead", 3, "").await;
+    init(&swarm.hosts[0]).await;
+    let (first, as_worker) = (swarm.hosts[0].address(), worker_token(&swarm.hosts[0]).await);
+    ok(&join(&swarm.hosts[1], first, &as_worker).await);
+    swarm.ready(2).await;
+    // Off as a machine is.
+    swarm.hosts[1].stop_daemon(true).await.expect("killed");
+    if let Ok(pid) = std::fs::read_to_string(swarm.hosts[1].run_dir().join("tunnel.pid")) {
+        swarm.hosts[1].run(&format!("kill -9 {}", pid.trim())).await.expect("killed");
+    }
+    let as_manager = manager_token(&swarm.hosts[0]).await;
+    ok(&join(&swarm.hosts[2], first, &as_manager).await);
+    reachable(&swarm.hosts[2], 2).await;
+    // The only manager that the worker knows passes the lead on to the one that it does not know.
+    swarm.hosts[0].stop_daemon(false).await.expect("stopped");
+    start(&mut swarm.hosts[0]).await;
+    assert_eq!(reachable(&swarm.hosts[2], 2).await, "n3");
+    start(&mut swarm.hosts[1]).await;
+    swarm.ready_on(2, 3).await;
+    swarm.stop().await;
+}
+
 async fn skep(host: &Host, arguments: &str) -> anyhow::Result<String> {
     host.run(&format!("{SKEP} {arguments}")).await
 }

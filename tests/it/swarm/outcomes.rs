@@ -184,7 +184,7 @@ async fn a_forced_cluster_and_a_majority_that_went_on_are_named_on_both_sides_wi
     }
     let named = conflict(alone).await;
     assert!(
-        named.contains("goes on with an earlier incarnation") && named.contains("entries that this one does not have"),
+        named.contains("goes on with another incarnation") && named.contains("entries that this one does not have"),
         "{named}"
     );
     let names = async |host: &Host| host.docker_run("network ls --format {{.Name}}").await.expect("networks");
@@ -197,7 +197,7 @@ async fn a_forced_cluster_and_a_majority_that_went_on_are_named_on_both_sides_wi
     let ours = names(alone).await;
     assert!(ours.lines().any(|name| name == "ours") && !ours.lines().any(|name| name == "theirs"), "{ours}");
     let blocked = skep::lab::output(tokio::process::Command::new(SKEP).args(["status", "--run-dir"]).arg(alone.run_dir())).await;
-    assert!(blocked.expect("status").contains("earlier incarnation"), "skep status names it");
+    assert!(blocked.expect("status").contains("another incarnation"), "skep status names it");
 
     // The user decides for the new one: a manager of the old one leaves, and the last one, which has no quorum then, returns as a worker.
     others[0].docker_run("swarm leave --force").await.expect("leaves");
