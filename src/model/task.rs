@@ -114,7 +114,7 @@ pub struct Task {
     /// Why it ended or is to. Written once, by the orchestrator.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub end: Option<TaskEnd>,
-    /// When it began to run. Written by the orchestrator, for tasks that an update made.
+    /// When it began to run. Kept once that is asked: of tasks that an update made, and of those that are ordered to stop.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub started_at: Option<Timestamp>,
     /// `None` until scheduled; never changes afterwards.
@@ -238,6 +238,12 @@ impl Task {
     #[must_use]
     pub fn is_backend(&self) -> bool {
         self.status.state == TaskState::Running && self.is_wanted() && !self.status.unhealthy
+    }
+    /// Keeps since when it runs, if it does. Its node's clock may be ahead of the manager's, which says `now`.
+    pub fn keep_start(&mut self, now: Timestamp) {
+        if self.status.state == TaskState::Running {
+            self.started_at.get_or_insert(self.status.timestamp.min(now).max(self.meta.created_at));
+        }
     }
     /// Whether it is to run, now or later; of a task of a job also that it has run to its end.
     #[must_use]

@@ -65,9 +65,9 @@ fn is_measure(service: &Service, task: &Task, now: Timestamp) -> bool {
     let has_failed = matches!(task.end, Some(TaskEnd::Itself | TaskEnd::FailedUpdate | TaskEnd::Unplaced | TaskEnd::Withdrawn));
     let ran = match task.status.state {
         TaskState::Running => running_for(task, now),
-        // What was stopped had run by then.
+        // What was stopped may have waited all the time.
         state if state.is_final() && task.end.is_some() => {
-            task.status.timestamp.since(task.started_at.unwrap_or(task.meta.created_at))
+            task.started_at.map_or(Duration::ZERO, |start| task.status.timestamp.since(start))
         }
         _ => Duration::ZERO,
     };

@@ -214,8 +214,7 @@ impl ServiceSlots<'_> {
         }
         let unnoted = |t: &&Task| t.started_at.is_none() && t.status.state == TaskState::Running;
         for task in slots.iter().filter_map(|slot| self.watched(slot)).filter(unnoted) {
-            let since = task.status.timestamp.min(self.now).max(task.meta.created_at);
-            out.change(task, |task| task.started_at = Some(since));
+            out.change(task, |task| task.keep_start(self.now));
         }
     }
 

@@ -67,6 +67,10 @@ impl<'r, R: Rng> Writes<'r, R> {
             }
             if has_causes {
                 task.end.get_or_insert(end);
+                // How long it ran is asked when it has stopped.
+                if state >= TaskState::Shutdown {
+                    task.keep_start(now);
+                }
             }
         });
     }

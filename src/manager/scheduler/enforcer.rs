@@ -107,6 +107,7 @@ fn evict(task: &Task, has_ends: bool, now: Timestamp) -> Action {
     let mut next = task.clone();
     if has_ends {
         next.end.get_or_insert(TaskEnd::Evicted);
+        next.keep_start(now);
     }
     next.desired_state = TaskState::Shutdown.max(task.desired_state);
     next.status.timestamp = now;
