@@ -292,7 +292,7 @@ pub struct ManagerTimeouts {
     pub return_window_ms: u64,
     /// Time that a node has from its admission to its first session, in milliseconds. Longer than a join may take.
     pub join_grace_ms: u64,
-    /// Time from the order to stop on for which a replacement waits for its predecessor at least, in milliseconds; longer if its grace is longer.
+    /// Time that a replacement waits for its predecessor beyond the grace that it has to stop, in milliseconds.
     pub replace_wait_ms: u64,
     /// Longest time that the stop of a task is held back while nodes still send new traffic to it, in milliseconds.
     pub stop_hold_ms: u64,

@@ -3,7 +3,7 @@
 
 use super::AgentConfig;
 use super::core::{Core, CoreConfig, Effect, Event, Job};
-use super::image_fetch::ImageFetch;
+use super::image_fetch::{ImageFetch, TagLooks};
 use super::task_record::RETRY;
 use crate::clock::Clock;
 use crate::model::node::NodeDescription;
@@ -139,6 +139,7 @@ impl AgentShell {
             engine,
             events,
             pulls: Arc::new(Semaphore::new(config.pulls.max(1))),
+            looks: Arc::default(),
             steps: Arc::new(Semaphore::new(config.steps.max(1))),
             hung: Arc::new(Semaphore::new(HUNG)),
             stops: Arc::new(Semaphore::new(STOPS)),
@@ -249,6 +250,7 @@ struct EngineWorker {
     engine: Arc<dyn Engine>,
     events: mpsc::Sender<Event>,
     pulls: Arc<Semaphore>,
+    looks: Arc<TagLooks>,
     steps: Arc<Semaphore>,
     hung: Arc<Semaphore>,
     stops: Arc<Semaphore>,
@@ -272,7 +274,7 @@ impl EngineWorker {
             }
             Job::Fetch(fetch) => {
                 // An image that the engine has needs no permit.
-                if fetch.takes_present() && self.engine.has_image(&fetch.image).await? {
+                if self.looks.takes_present(fetch) && self.engine.has_image(&fetch.image).await? {
                     return Ok(None);
                 }
                 let _permit = self.pulls.acquire().await;
@@ -309,20 +311,26 @@ impl EngineWorker {
 
     async fn fetch(&self, fetch: &ImageFetch) -> Result<(), EngineError> {
         let ImageFetch { image, auth, .. } = fetch;
-        // Another task may have pulled it meanwhile.
-        if fetch.takes_present() && self.engine.has_image(image).await? {
+        // Another task may have pulled it meanwhile, or looked for it.
+        if self.looks.takes_present(fetch) && self.engine.has_image(image).await? {
             return Ok(());
         }
         if auth.as_ref().is_some_and(PullAuth::is_withheld) {
             return Err(EngineError::Busy(format!("the credentials to pull {image} come with the next session")));
         }
-        match self.engine.pull(image, auth.as_ref()).await {
-            // As in Swarm: an image of the node itself, or one whose registry does not answer, is used as it is.
+        let began = tokio::time::Instant::now();
+        let pulled = self.engine.pull(image, auth.as_ref()).await;
+        match pulled {
             Err(error) if self.engine.has_image(image).await? => {
+                self.looks.note(fetch, began, true);
                 tracing::warn!(%image, %error, "cannot pull an image, the one that the node has is used");
                 Ok(())
             }
-            pulled => pulled,
+            Ok(()) => {
+                self.looks.note(fetch, began, false);
+                Ok(())
+            }
+            failed => failed,
         }
     }
 

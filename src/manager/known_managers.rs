@@ -26,11 +26,17 @@ fn viewed(view: Option<&NodeView>, raft_id: u64) -> Option<&Peer> {
     view?.cluster.nodes.iter().find(|peer| peer.raft_id == Some(raft_id))
 }
 
-/// The manager with a raft id, which stays with one node: any source that has it will do. Without its containers.
+/// The manager with a raft id, which stays with one node: any source that has it will do, and the newer one knows its key and endpoints.
+/// Without its containers.
 #[must_use]
 pub fn with_raft_id(store: &Store, view: Option<&NodeView>, raft_id: u64) -> Option<Peer> {
     let of_view = || viewed(view, raft_id).map(|peer| Peer { containers: Vec::new(), attached_tasks: None, ..peer.clone() });
-    stored(store, raft_id).map(dispatcher::peer_alone).or_else(of_view)
+    let of_store = || stored(store, raft_id).map(dispatcher::peer_alone);
+    if view.is_some_and(|view| view.revision > store.revision()) {
+        of_view().or_else(of_store)
+    } else {
+        of_store().or_else(of_view)
+    }
 }
 
 /// Whether a message with this raft id may be the node's. An id of no node known here is of one that has just become a manager: raft

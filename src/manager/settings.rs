@@ -20,8 +20,8 @@ pub struct ManagerSettings {
     pub return_window: Duration,
     /// Time that a node has from its admission to its first session: the join and its proof that UDP reaches the node.
     pub join_grace: Duration,
-    /// A replacement starts when its predecessor has stopped, and at the latest this time after the order to stop it, or as long after
-    /// it as its grace lasts.
+    /// A replacement starts when its predecessor has stopped, and at the latest this time after that had to be: `stop_hold` and its grace
+    /// after the order to stop.
     pub replace_wait: Duration,
     /// The node of a task gets the order to stop it when no live node sends the task new traffic, and at the latest after
     /// this time.

@@ -30,10 +30,11 @@ fn add(view: &mut Option<Arc<NodeView>>, me: &NodeId, manager: &Peer) -> bool {
     }
     let mut next = manager.clone();
     if let Some(known) = view.cluster.node(id) {
-        (next.containers, next.attached_tasks) = (known.containers.clone(), known.attached_tasks);
-        if *known == next {
+        // As the view has a manager it is at least as new: who names it may have been away.
+        if known.manager && known.raft_id == next.raft_id {
             return false;
         }
+        (next.containers, next.attached_tasks) = (known.containers.clone(), known.attached_tasks);
     }
     let nodes = &mut Arc::make_mut(&mut Arc::make_mut(view).cluster).nodes;
     nodes.retain(|node| node.node_id != *id && !is_at(node));

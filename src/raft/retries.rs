@@ -9,23 +9,29 @@ const LONGEST: Duration = Duration::from_secs(30);
 /// With so many failures within the window, a bug is one that comes again.
 const BUGS: usize = 5;
 
-/// The last failures.
+/// The last failures, and those of them that were bugs.
 #[derive(Default, Debug)]
-pub(super) struct Retries(Vec<Instant>);
+pub(super) struct Retries {
+    all: Vec<Instant>,
+    bugs: Vec<Instant>,
+}
 
 impl Retries {
     /// The pause after a failure that may pass: each is twice as long as the one before.
     pub fn after_failure(&mut self, now: Instant) -> Duration {
-        self.0.retain(|failed| now.saturating_duration_since(*failed) < WINDOW);
-        let pause = FIRST.saturating_mul(1 << self.0.len().min(8)).min(LONGEST);
-        self.0.push(now);
+        for failures in [&mut self.all, &mut self.bugs] {
+            failures.retain(|failed| now.saturating_duration_since(*failed) < WINDOW);
+        }
+        let pause = FIRST.saturating_mul(1 << self.all.len().min(8)).min(LONGEST);
+        self.all.push(now);
         pause
     }
 
     /// The pause after a bug; `None` if it came too often.
     pub fn after_bug(&mut self, now: Instant) -> Option<Duration> {
         let pause = self.after_failure(now);
-        Some(pause).filter(|_| self.0.len() < BUGS)
+        self.bugs.push(now);
+        Some(pause).filter(|_| self.bugs.len() < BUGS)
     }
 }
 
@@ -40,6 +46,11 @@ fn pauses_grow_and_a_bug_that_comes_again_and_again_is_the_end() {
     let mut retries = Retries::default();
     let pauses = [0, 1, 3, 7, 15].map(|at| retries.after_bug(start + seconds(at)).map(|pause| pause.as_secs()));
     assert_eq!(pauses, [Some(1), Some(2), Some(4), Some(8), None]);
+    let mut retries = Retries::default();
+    for second in 0..8 {
+        retries.after_failure(start + seconds(second));
+    }
+    assert_eq!(retries.after_bug(start + seconds(9)), Some(LONGEST), "snapshots that cannot be read are no bugs");
     let mut retries = Retries::default();
     assert!((0..100).all(|n| retries.after_bug(start + seconds(20 * n)).is_some()), "one now and then");
 }

@@ -379,8 +379,7 @@ impl<S: StateMachine> Shell<S> {
         }
         self.status.send_modify(|s| {
             s.problem = Some(problem.to_owned());
-            s.leader = None;
-            s.is_leader = false;
+            without_leader(s);
         });
         let stopped = || RaftError::Stopped(problem.to_owned());
         for (_, waiter) in std::mem::take(&mut self.waiting) {

@@ -58,7 +58,7 @@ impl SilenceLimits {
             election: config.tick.saturating_mul(ticks),
             propose: config.propose_timeout,
             problem: format!(
-                "the disk of {} does not answer: this manager takes no part until it does; if it does not, restart or replace this host",
+                "raft does not go on, most likely because the disk of {} does not answer: this manager takes no part until it does; if it does not, restart or replace this host",
                 file.display()
             ),
         }

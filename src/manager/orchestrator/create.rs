@@ -80,10 +80,12 @@ impl ServiceSlots<'_> {
     }
 
     /// The task may still run, and what follows it waits for that to end: without a limit before it is ordered to stop, and from then
-    /// on as long as that may take, its grace included. (The order is the last write to it, or one of its node's reports follows.)
+    /// on as long as that may take, with `replace_wait` for what is slow. (The order is the last write to it.)
     fn is_awaited(&self, task: &Task) -> bool {
-        let limit =
-            || self.settings.replace_wait.max(task.spec.container_spec.stop_grace().saturating_add(self.settings.stop_hold));
+        let limit = || {
+            let stop = task.spec.container_spec.stop_grace().saturating_add(self.settings.stop_hold);
+            stop.saturating_add(self.settings.replace_wait)
+        };
         self.may_still_run(task) && (task.is_wanted() || self.now.since(task.meta.updated_at) < limit())
     }
 }

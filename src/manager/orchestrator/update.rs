@@ -84,10 +84,11 @@ impl ServiceSlots<'_> {
             let busy = slots.iter().chain(unreached.closed.iter().filter(taken)).filter(|slot| self.is_busy(slot)).count();
             let parallel = usize::try_from(self.config.parallelism).unwrap_or(usize::MAX);
             let allowed = if parallel == 0 { usize::MAX } else { parallel.saturating_sub(busy) };
-            // Where nothing runs nothing is lost: those slots come first, all of them at once.
+            // Where nothing runs nothing is lost: those slots come first, all of them at once as long as nothing has failed.
             let (broken, running): (Vec<&Slot>, Vec<&Slot>) = untried.iter().partition(|slot| lacks_container(slot));
+            let at_once = if update.failed == 0 { broken.len() } else { allowed.min(broken.len()) };
             let rest = running.iter().take(allowed.saturating_sub(broken.len()));
-            begin.extend(broken.iter().chain(rest).map(|slot| slot.key.clone()));
+            begin.extend(broken.iter().take(at_once).chain(rest).map(|slot| slot.key.clone()));
             // Of an update that was rolled back while it went on, until what takes its place serves.
             let is_left = |slot: &Slot| !self.is_tried(slot) && slot.old.is_some_and(|old| !self.must_move(old));
             if untried.is_empty() && busy == 0 && !slots.iter().any(|slot| is_left(slot)) && self.is_watched_to_the_end(slots) {
@@ -137,11 +138,17 @@ impl ServiceSlots<'_> {
         let without =
             if names.is_empty() { String::new() } else { format!("; nodes that are not available: {}", names.join(", ")) };
         (update.state, update.completed_at) = (state, Some(self.now));
-        let left = slots.iter().filter(|slot| slot.old.is_some_and(|old| !self.is_current(old))).count();
-        let failed = match left {
+        let is_left = |slot: &&&Slot| {
+            let is_replaced = slot.current.is_some_and(|task| self.serves(task));
+            !is_replaced && slot.old.is_some_and(|old| !self.is_current(old))
+        };
+        let left: Vec<&&Slot> = slots.iter().filter(is_left).collect();
+        let goes_on = |slot: &&&Slot| slot.current.is_some() || matches!(slot.next, Next::Start { .. } | Next::Hold);
+        let again = if left.iter().any(goes_on) { ": it is tried again" } else { "" };
+        let failed = match left.len() {
             0 => String::new(),
-            1 => "; 1 task is as before, because what was to replace it failed: it is tried again".to_owned(),
-            _ => format!("; {left} tasks are as before, because what was to replace them failed: it is tried again"),
+            1 => format!("; 1 task is as before, because what was to replace it failed{again}"),
+            left => format!("; {left} tasks are as before, because what was to replace them failed{again}"),
         };
         update.message = format!("{message}{failed}{without}");
     }
