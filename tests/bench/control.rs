@@ -125,10 +125,11 @@ impl Leader {
     }
 }
 
-/// Time that this thread has had a processor: other processes do not count.
+/// Time that this thread has had a processor: other processes do not count. (`schedstat` counts at ticks of the kernel only, and says
+/// nothing of what takes less.)
 fn processor_time() -> Duration {
-    let times = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap();
-    Duration::from_nanos(times.split(' ').next().and_then(|nanos| nanos.parse().ok()).unwrap())
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
+    Duration::new(u64::try_from(time.tv_sec).unwrap(), u32::try_from(time.tv_nsec).unwrap())
 }
 
 fn resident() -> usize {
