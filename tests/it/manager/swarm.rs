@@ -330,6 +330,12 @@ impl Swarm {
         backends.filter(|task| here(task)).count() as u64
     }
 
+    /// The node has what the store says; one that hangs applies nothing.
+    fn has_current_view(&self, n: usize) -> bool {
+        let (wanted, agent) = (view_of(&self.store, &node(n)).unwrap(), &self.members[n - 1].agent);
+        agent.hangs || (agent.cluster.as_ref() == Some(&wanted.cluster) && agent.networks == wanted.networks)
+    }
+
     fn desired(&self, name: &str) -> u64 {
         self.store.service(&name.into()).unwrap().spec.mode.replicas()
     }
@@ -381,12 +387,15 @@ fn live(size: &Size, seed: u64) {
     let (running, desired) = (swarm.running("web"), swarm.desired("web"));
     assert_eq!((swarm.down(), running), (Vec::new(), desired), "seed {seed}: {:?}", check_settled(&swarm.store));
     assert_eq!(check_settled(&swarm.store), Vec::<String>::new(), "seed {seed}");
-    swarm.run(SECOND * 3);
-    for n in [1, 8, size.nodes / 2, size.nodes] {
-        let (wanted, agent) = (view_of(&swarm.store, &node(n)).unwrap(), &swarm.members[n - 1].agent);
-        assert_eq!(agent.cluster.as_ref(), Some(&wanted.cluster), "seed {seed}: node {n}");
-        assert_eq!(agent.networks, wanted.networks, "seed {seed}: node {n}");
+    // A server on a slow node may have begun to listen just now: its news is on the way.
+    for _ in 0..20 {
+        swarm.run(SECOND * 3);
+        if (1..=size.nodes).all(|n| swarm.has_current_view(n)) {
+            return;
+        }
     }
+    let old: Vec<usize> = (1..=size.nodes).filter(|n| !swarm.has_current_view(*n)).collect();
+    panic!("seed {seed}: nodes with an old view: {old:?}");
 }
 
 #[test]
