@@ -118,7 +118,7 @@ async fn a_stack_changes_by_what_its_files_change_and_is_pruned() {
 
     // A second file changes one service: that one's tasks alone are replaced.
     let more =
-        write("more.yml", "services:\n  db: {image: 'lab:2', environment: {A: b}, deploy: {update_config: {monitor: 1s}}}\n");
+        write("more.yml", "services:\n  db: {image: 'lab:2', environment: {A: b}, deploy: {update_config: {monitor: 4s}}}\n");
     let both = format!("stack deploy -d --resolve-image never -c {} -c {} shop", base.display(), more.display());
     docker(api, &both).await;
     settled(&swarm).await;
