@@ -134,6 +134,12 @@ impl Service {
         highest.into_iter().flatten().max().unwrap_or(0).saturating_add(1)
     }
 
+    /// Its last update goes on, or is paused.
+    #[must_use]
+    pub fn has_open_update(&self) -> bool {
+        self.update.as_ref().is_some_and(|update| update.state.is_open())
+    }
+
     /// Goes back to the previous spec, or exchanges both if `keep` is set, with the `spec_version` and the credentials of each.
     /// False, and nothing changed, if there is no previous spec.
     pub fn restore_previous_spec(&mut self, keep: bool) -> bool {

@@ -56,6 +56,11 @@ impl UpdateState {
     pub fn is_paused(self) -> bool {
         matches!(self, Self::Paused | Self::RollbackPaused)
     }
+    /// It goes on, or waits for its user's word.
+    #[must_use]
+    pub fn is_open(self) -> bool {
+        self.is_active() || self.is_paused()
+    }
     /// To the spec before.
     #[must_use]
     pub fn is_rollback(self) -> bool {

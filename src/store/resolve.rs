@@ -176,7 +176,7 @@ fn update_service(
 ) -> Service {
     // Managers of level 1 know no updates.
     let change = if level < UPDATES { SpecChange::default() } else { change };
-    let unfinished = service.update.as_ref().is_some_and(|u| u.state.is_active() || u.state.is_paused());
+    let unfinished = service.has_open_update();
     if change.rollback {
         service.restore_previous_spec(true);
         service.spec = spec.clone();

@@ -279,8 +279,7 @@ fn certified<'a, T: StoredPayload>(object: &'a T, store: &'a Store) -> impl Iter
 fn rolled_back_to<'a, T: StoredPayload>(object: &T, store: &'a Store) -> impl Iterator<Item = &'a Service> {
     let payload = object.payload_id();
     store.services().filter(move |service| {
-        let is_open = service.update.as_ref().is_some_and(|update| update.state.is_active() || update.state.is_paused());
-        let previous = service.previous_spec.as_ref().filter(|_| is_open);
+        let previous = service.previous_spec.as_ref().filter(|_| service.has_open_update());
         previous.is_some_and(|spec| spec.task_template.container_spec.payloads().any(|named| named == payload))
     })
 }

@@ -53,7 +53,7 @@ impl ServiceSlots<'_> {
     }
 
     fn select_rebalanced(&mut self, tasks: &TasksBySlot, drained: usize, out: &mut Writes<impl Rng>) {
-        let is_updated = self.service.update.as_ref().is_some_and(|u| u.state.is_active() || u.state.is_paused());
+        let is_updated = self.service.has_open_update();
         if is_updated || !tasks.values().flatten().any(|t| is_marked(t)) {
             return;
         }

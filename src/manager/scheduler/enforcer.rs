@@ -99,8 +99,7 @@ fn to_evict<'a>(node: &Node, store: &'a Store) -> Vec<&'a Task> {
 fn are_constraints_met(task: &Task, service: Option<&Service>, node: &Node) -> bool {
     let own = || Constraints::of(&task.spec).are_met_by(node);
     let Some(service) = service else { return own() };
-    let is_updated = service.update.as_ref().is_some_and(|update| update.state.is_active() || update.state.is_paused());
-    Constraints::of(&service.spec.task_template).are_met_by(node) || (is_updated && own())
+    Constraints::of(&service.spec.task_template).are_met_by(node) || (service.has_open_update() && own())
 }
 
 fn evict(task: &Task, has_ends: bool, now: Timestamp) -> Action {

@@ -5,7 +5,7 @@ use super::simulation::Simulation;
 use rand::Rng;
 use skep::manager::invariants::check_settled;
 use skep::model::service::UpdateConfig;
-use skep::model::{Availability, Task, TaskState};
+use skep::model::{Availability, Task, TaskState, UpdateState};
 use skep::store::{Action, Kind, Store};
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -109,7 +109,7 @@ fn run(seed: u64) {
         assert_eq!(simulation.running(name).len() as u64, desired, "seed {seed}: {name}\n{}", simulation.dump());
         let is_last = simulation.running(name).iter().all(|t| t.spec.container_spec.image == "last");
         assert!(is_last, "seed {seed}: {name}\n{}", simulation.dump());
-        let is_active = simulation.update_state(name).is_some_and(|state| state.is_active() || state.is_paused());
+        let is_active = simulation.update_state(name).is_some_and(UpdateState::is_open);
         assert!(!is_active, "seed {seed}: {name}\n{}", simulation.dump());
         assert_eq!(simulation.running_containers(name) as u64, desired, "seed {seed}: {name}\n{}", simulation.dump());
     }

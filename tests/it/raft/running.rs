@@ -334,13 +334,16 @@ async fn eventually(what: &str, mut done: impl FnMut() -> bool) {
     tokio::time::timeout(Duration::from_secs(30), all).await.unwrap_or_else(|_| panic!("not in time: {what}"));
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn three_running_managers_continue_without_their_leader() {
-    let folder = TempDir::new("three");
-    let transport = Arc::new(LocalTransport::default());
+/// Three managers with a configuration that is changed, of which the first made the cluster.
+async fn three(
+    folder: &TempDir,
+    transport: &Arc<LocalTransport>,
+    change: impl Fn(&mut RaftConfig),
+) -> BTreeMap<u64, RunningManager> {
     let mut managers = BTreeMap::new();
     for id in 1..=3_u64 {
-        let config = RaftConfig { id, election_ticks: SLOW_ELECTION, ..config(&folder.0.join(id.to_string())) };
+        let mut config = RaftConfig { id, ..config(&folder.0.join(id.to_string())) };
+        change(&mut config);
         if id > 1 {
             skep::raft::join(&config).expect("an empty log");
         }
@@ -353,6 +356,14 @@ async fn three_running_managers_continue_without_their_leader() {
         let voters = usize::try_from(id).expect("small");
         eventually("it has the new membership", || managers[&id].raft.status().borrow().voters.len() == voters).await;
     }
+    managers
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn three_running_managers_continue_without_their_leader() {
+    let folder = TempDir::new("three");
+    let transport = Arc::new(LocalTransport::default());
+    let mut managers = three(&folder, &transport, |config| config.election_ticks = SLOW_ELECTION).await;
     managers[&1].write("by the first").await.expect("written");
     eventually("all have it", || managers.values().all(|m| m.machine.texts() == ["by the first"])).await;
 
@@ -432,23 +443,13 @@ impl LogCipher for HeldDisk {
 async fn a_leader_whose_disk_does_not_answer_leads_no_more() {
     let folder = TempDir::new("held");
     let (disk, transport) = (Arc::new(HeldDisk::default()), Arc::new(LocalTransport::default()));
-    let mut managers = BTreeMap::new();
-    for id in 1..=3_u64 {
-        let mut config = RaftConfig { id, election_ticks: (25, 50), ..config(&folder.0.join(id.to_string())) };
-        if id == 1 {
+    let mut managers = three(&folder, &transport, |config| {
+        config.election_ticks = (25, 50);
+        if config.id == 1 {
             config.cipher = disk.clone();
-        } else {
-            skep::raft::join(&config).expect("an empty log");
         }
-        let running = RunningManager::start_with(config, id == 1, transport.clone()).await.expect("starts");
-        transport.0.lock().expect("lock").insert(id, running.raft.clone());
-        managers.insert(id, running);
-    }
-    for id in [2, 3] {
-        managers[&1].raft.change(MembershipChange::AddVoter(id)).await.expect("added");
-        let voters = usize::try_from(id).expect("small");
-        eventually("it has the new membership", || managers[&id].raft.status().borrow().voters.len() == voters).await;
-    }
+    })
+    .await;
     let mut status = managers[&1].raft.status();
     status.wait_for(|status| status.is_leader).await.expect("it leads");
 

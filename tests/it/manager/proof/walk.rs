@@ -11,7 +11,7 @@ use skep::manager::invariants::check_settled;
 use skep::manager::scheduler::rebalance;
 use skep::model::service::{Replicated, UpdateConfig};
 use skep::model::task::{Placement, Reservations, Resources, RestartPolicy};
-use skep::model::{Availability, NodeState, PublishMode, Service, ServiceSpec, Task, TaskState, Timestamp};
+use skep::model::{Availability, NodeState, PublishMode, Service, ServiceSpec, Task, TaskState, Timestamp, UpdateState};
 use skep::store::{Action, FieldUpdate, Kind, Store};
 use std::collections::BTreeSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -252,7 +252,7 @@ fn not_reached(simulation: &Simulation, nodes: usize) -> Vec<String> {
         let running = simulation.running(name);
         expect(name, running.iter().filter(|t| t.spec.container_spec.image == "last").count(), wanted);
         expect("containers", simulation.running_containers(name), wanted);
-        let under_way = simulation.update_state(name).is_some_and(|state| state.is_active() || state.is_paused());
+        let under_way = simulation.update_state(name).is_some_and(UpdateState::is_open);
         expect("updates under way", usize::from(under_way), 0);
     }
     let all = nodes as u64 + u64::from(simulation.store.node(&node(nodes + 1)).is_some());
