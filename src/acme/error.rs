@@ -22,6 +22,8 @@ pub enum AcmeErrorKind {
     Refused,
     /// Nothing is decided: the same step again.
     Transient,
+    /// The authority has used up or forgotten every nonce that the library tried: the same step again, soon.
+    StaleNonce,
     /// This manager is not ready for it, and has asked the authority nothing.
     NotReady,
     /// Too many requests; the order stays.
@@ -48,7 +50,8 @@ impl AcmeError {
     /// The order is over; otherwise nothing is decided yet.
     #[must_use]
     pub fn ends_order(&self) -> bool {
-        !matches!(self.kind, AcmeErrorKind::Transient | AcmeErrorKind::NotReady | AcmeErrorKind::RateLimited)
+        use AcmeErrorKind::{NotReady, RateLimited, StaleNonce, Transient};
+        !matches!(self.kind, Transient | StaleNonce | NotReady | RateLimited)
     }
 
     /// What the ACME library says, with the last answer as the client has seen it.
@@ -76,7 +79,8 @@ fn kind_of(problem: &Problem, status: u16) -> AcmeErrorKind {
     match (name(problem), status) {
         ("accountDoesNotExist", _) => AcmeErrorKind::AccountGone,
         ("rateLimited", _) | (_, 429) => AcmeErrorKind::RateLimited,
-        ("badNonce" | "serverInternal", _) | (_, 500..) => AcmeErrorKind::Transient,
+        ("badNonce", _) => AcmeErrorKind::StaleNonce,
+        ("serverInternal", _) | (_, 500..) => AcmeErrorKind::Transient,
         _ => AcmeErrorKind::Refused,
     }
 }

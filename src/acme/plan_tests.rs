@@ -447,3 +447,14 @@ fn other_names_are_ordered_at_once_and_what_is_not_wanted_stays_until_it_expires
     planned.settled();
     assert_eq!(planned.store.all::<AcmeCertificate>().count(), 0);
 }
+
+#[test]
+fn a_nonce_that_was_not_taken_is_followed_by_another_within_a_second_and_by_longer_pauses_if_that_goes_on() {
+    let stale = AcmeError::new(AcmeErrorKind::StaleNonce, "badNonce");
+    assert!(!stale.ends_order());
+    let first = settle::failure(None, &stale, Timestamp(0), &mut rng());
+    assert!(first.next <= Timestamp(0).plus(Duration::from_secs(1)), "{first:?}");
+    let after_many = AcmeFailure { count: 20, ..first };
+    let later = settle::failure(Some(&after_many), &stale, Timestamp(0), &mut rng());
+    assert!(later.next >= Timestamp(0).plus(Duration::from_mins(30)), "{later:?}");
+}

@@ -13,6 +13,8 @@ use std::time::Duration;
 const REFUSED: Backoff = Backoff::new(Duration::from_mins(5), Duration::from_hours(24));
 /// After a step that may succeed the next time.
 const TRANSIENT: Backoff = Backoff::new(Duration::from_secs(30), Duration::from_hours(1));
+/// After a nonce that the authority did not take, as RFC 8555 (6.5) asks for. The library has tried three by then, without a pause.
+const STALE_NONCE: Backoff = Backoff::new(Duration::from_secs(1), Duration::from_hours(1));
 /// While this manager waits for the key of secrets, which another one passes on within seconds.
 const NOT_READY: Backoff = Backoff::new(Duration::from_secs(2), Duration::from_mins(10));
 /// An order that is not decided after this time is given up.
@@ -33,6 +35,7 @@ pub fn failure(before: Option<&AcmeFailure>, error: &AcmeError, now: Timestamp, 
     let backoff = match error.kind {
         AcmeErrorKind::Refused => REFUSED,
         AcmeErrorKind::NotReady => NOT_READY,
+        AcmeErrorKind::StaleNonce => STALE_NONCE,
         _ => TRANSIENT,
     };
     let pause = backoff.jittered(count, rng).max(error.retry_after.unwrap_or_default());

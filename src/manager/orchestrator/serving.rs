@@ -2,8 +2,8 @@
 //! the place of another one, and for how long that one waits.
 //!
 //! A task is to listen as those before it did. What nodes saw of them is in the task objects, so that any leader decides the same. Of a
-//! service of which nothing was seen to listen, a task that runs is waited for for a short time if the service publishes ports, and
-//! not at all if it does not: it may be a worker.
+//! service of which nothing was seen to listen, a task that runs is waited for for [`LISTEN_WAIT`] if the service publishes ports, and
+//! for [`SETTLE_WAIT`] if it does not: it may be a worker.
 
 use super::service_ports::{LISTEN_WAIT, Port, listens, running_for};
 use super::slot::ServiceSlots;
@@ -12,6 +12,9 @@ use std::time::Duration;
 
 /// How long, at least, a task has to listen as those before it did.
 const LISTEN_LIMIT: Duration = Duration::from_mins(1);
+/// How long a task has to run that is not expected to listen. A program that ends at once is heard of as running first: without this
+/// an update would stop the next task before it hears of the end.
+const SETTLE_WAIT: Duration = Duration::from_secs(1);
 /// How long a task that has a node may take until it runs: its image may have to be pulled, and its health check to pass. One whose
 /// check fails, or whose image cannot be had, ends by itself before that.
 const START_LIMIT: Duration = Duration::from_mins(10);
@@ -19,8 +22,10 @@ const START_LIMIT: Duration = Duration::from_mins(10);
 impl ServiceSlots<'_> {
     /// The task serves, as far as is known: it runs, and listens on what is known to be listened on and on what its service publishes.
     pub(super) fn serves(&self, task: &Task) -> bool {
-        let listens = || self.ports().reached.iter().all(|port| listens(task, *port));
-        task.is_backend() && self.awaited_ports(task).is_empty() && (listens() || running_for(task, self.now) >= LISTEN_WAIT)
+        let reached = &self.ports().reached;
+        let listens = if reached.is_empty() { !task.listens.is_empty() } else { reached.iter().all(|port| listens(task, *port)) };
+        let wait = if reached.is_empty() { SETTLE_WAIT } else { LISTEN_WAIT };
+        task.is_backend() && self.awaited_ports(task).is_empty() && (listens || running_for(task, self.now) >= wait)
     }
 
     /// Ports on which tasks before this one were seen to listen, and it was not.

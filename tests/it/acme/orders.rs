@@ -205,7 +205,7 @@ fn an_account_is_bound_to_that_of_the_user() {
 #[test]
 fn a_leader_that_ends_before_the_answer_leaves_the_key_for_the_account_that_the_next_one_finds() {
     alone(async || {
-        let one = OneNode::new(&[("skep.http", "a.test")], PebbleConfig { refused_nonces: 50, ..PebbleConfig::default() }).await;
+        let one = OneNode::new(&[("skep.http", "a.test")], PebbleConfig::default()).await;
         // What a leader does that loses the answer: the authority has an account with the stored key, of which the state knows nothing.
         let mut account = one.store.read().acme_account().expect("an account").clone();
         account.key = Some(executor(&one).make_key().expect("a key"));

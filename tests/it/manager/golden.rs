@@ -49,12 +49,17 @@ impl Script {
         apply(&mut self.store, self.now, vec![Action::update(next)]);
     }
 
-    /// Applies the actions, then runs rounds until nothing is left to do.
+    /// Applies the actions, and what the planners do then.
     pub fn step(&mut self, what: &str, actions: Vec<Action>) {
         writeln!(self.text, "# {what}").unwrap();
         if !actions.is_empty() {
             apply(&mut self.store, self.now, actions);
         }
+        self.settle();
+    }
+
+    /// Runs rounds until nothing is left to do.
+    pub fn settle(&mut self) {
         loop {
             let applied = LowestApplied::by_all(Revision { incarnation: 1, index: self.store.index() });
             let actions = self.planner.round(&self.store, Vec::new(), applied, self.now);

@@ -19,7 +19,8 @@ impl Script {
         self.step(what, vec![action]);
     }
 
-    /// Tasks that are to run have run up to a state, those that are to stop have stopped.
+    /// Tasks that are to run have run up to a state, those that are to stop have stopped; then a second passes, after which a task
+    /// that has no port counts as one that serves.
     pub(super) fn carry_out(&mut self, what: &str) {
         let applies = |t: &&Task| t.node_id.is_some() && !t.status.state.is_final();
         let next = |t: &Task| {
@@ -28,11 +29,13 @@ impl Script {
                 TaskState::Running | TaskState::Complete => TaskState::Running,
                 _ => TaskState::Shutdown,
             };
-            Task { status: TaskStatus { timestamp: self.now, state, ..t.status.clone() }, ..t.clone() }
+            (t.status.state != state)
+                .then(|| Task { status: TaskStatus { timestamp: self.now, state, ..t.status.clone() }, ..t.clone() })
         };
-        let changed = self.store.tasks().filter(applies).map(next).filter(|t| self.store.task(&t.id) != Some(t));
-        let actions = changed.map(Action::update).collect();
+        let actions = self.store.tasks().filter(applies).filter_map(next).map(Action::update).collect();
         self.step(what, actions);
+        self.seconds(1);
+        self.settle();
     }
 
     /// What nodes report: clients that wait for a task, and connections of each task that runs.

@@ -143,6 +143,20 @@ fn what_never_listened_is_not_waited_for() {
     }
 }
 
+/// A worker that ends right after it was seen to run: an update goes no further than its first step.
+#[test]
+fn a_program_that_ends_at_once_takes_the_place_of_no_second_task() {
+    for (order, least) in [("start-first", 4), ("stop-first", 3)] {
+        let mut simulation = web(BY_NAME, 4, "deaf", in_order(order));
+        simulation.update("web", image("deaf-crash"));
+        simulation.until("paused", |s| {
+            let before = with_image(s, "deaf");
+            assert!(before >= least, "{order}: {before} tasks are left, at least {least} must\n{}", s.dump());
+            s.update_state("web") == Some(UpdateState::Paused)
+        });
+    }
+}
+
 /// As of a service that elects a leader, which alone opens its port.
 #[test]
 fn where_one_task_of_several_listens_the_others_are_not_waited_for_for_long() {

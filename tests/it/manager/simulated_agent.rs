@@ -271,12 +271,13 @@ fn behaviour(task: &Task) -> &str {
     }
 }
 
-/// Those of services named `sick…` are unhealthy after some time. Containers of services named `crash…` and `once…` exit on their own, some of `flaky…` too, those of `minutes…` after two
+/// Those of services named `sick…` are unhealthy after some time. Containers of services named `crash…`, `deaf-crash…`
+/// and `once…` exit on their own, some of `flaky…` too, those of `minutes…` after two
 /// minutes or more, of `seconds…` after a few seconds.
 fn life(task: &Task, rng: &mut StdRng) -> Option<u32> {
     let short = rng.random_range(0..5);
     match behaviour(task) {
-        name if name.starts_with("crash") || name.starts_with("once") => Some(short),
+        name if name.trim_start_matches("deaf-").starts_with("crash") || name.starts_with("once") => Some(short),
         // A step takes 10 ms to 80 ms.
         name if name.starts_with("minutes") => Some(12_000),
         name if name.starts_with("seconds") => Some(60),
