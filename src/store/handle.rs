@@ -78,10 +78,8 @@ impl StoreHandle {
 }
 
 /// Applies transactions immediately, in memory: the store without raft, for tests and simulations.
-#[derive(Default)]
 pub struct LocalProposer(Mutex<LocalStore>);
 
-#[derive(Default)]
 struct LocalStore {
     store: Store,
     publisher: StorePublisher,
@@ -90,9 +88,14 @@ struct LocalStore {
 impl LocalProposer {
     /// An empty store and its handle.
     pub fn handle() -> StoreHandle {
-        let proposer = Self::default();
-        let published = lock(&proposer.0).publisher.reader();
-        StoreHandle::new(published, Arc::new(proposer))
+        Self::with(Store::default())
+    }
+    /// A handle of this store.
+    pub fn with(store: Store) -> StoreHandle {
+        let mut publisher = StorePublisher::default();
+        publisher.publish(&store);
+        let published = publisher.reader();
+        StoreHandle::new(published, Arc::new(Self(Mutex::new(LocalStore { store, publisher }))))
     }
 }
 

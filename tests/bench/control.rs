@@ -11,6 +11,7 @@ mod large;
 #[allow(dead_code, reason = "the tests use the rest")]
 #[path = "../it/manager/leader_cores.rs"]
 mod leader_cores;
+mod loops;
 mod scheduling;
 
 use crate::report::{Report, median};
@@ -149,6 +150,7 @@ pub fn run(report: &mut Report) {
     memory(report, first.as_ref());
     change(report, first.as_ref());
     take_over(report, first.as_ref());
+    loops::take_over(report);
     entry(report, first.as_ref());
     restart(report, first.as_ref());
     scheduling::decisions(report);

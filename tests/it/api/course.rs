@@ -90,7 +90,7 @@ impl Course {
         any
     }
 
-    /// Every task gets as far as it is to.
+    /// Every task gets as far as it is to. What has no port serves once it has run for a second.
     async fn run(&mut self) {
         let next = |task: &Task| {
             task.node_id.as_ref()?;
@@ -102,6 +102,9 @@ impl Course {
             })
         };
         for _ in 0..40 {
+            while self.observe(next).await {}
+            self.ahead += Duration::from_secs(1);
+            self.plan().await;
             if !self.observe(next).await {
                 return;
             }
