@@ -2,6 +2,7 @@
 
 use crate::model::Timestamp;
 use futures_util::future::BoxFuture;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// A source of the current time. Tests and simulations implement it with a virtual clock.
@@ -22,6 +23,33 @@ impl Clock for SystemClock {
     fn now(&self) -> Timestamp {
         let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
         Timestamp(i64::try_from(since.as_nanos()).unwrap_or(i64::MAX))
+    }
+}
+
+/// A clock that another one is behind by a fixed time.
+#[derive(Clone)]
+pub struct AheadClock {
+    clock: Arc<dyn Clock>,
+    by: Duration,
+}
+
+impl AheadClock {
+    /// Ahead of `clock` by what that one lacks to this time; equal to it if it lacks nothing.
+    pub fn not_before(clock: Arc<dyn Clock>, time: Timestamp) -> Self {
+        let by = time.since(clock.now());
+        Self { clock, by }
+    }
+    pub fn is_ahead_by(&self) -> Duration {
+        self.by
+    }
+}
+
+impl Clock for AheadClock {
+    fn now(&self) -> Timestamp {
+        self.clock.now().plus(self.by)
+    }
+    fn sleep(&self, time: Duration) -> BoxFuture<'static, ()> {
+        self.clock.sleep(time)
     }
 }
 

@@ -263,7 +263,7 @@ impl AcmeWorker {
             let now = self.config.clock.now();
             let Some(actions) = make(&self.config.store.read(), now) else { return };
             match self.config.store.write(now, actions).await {
-                Ok(_) | Err(ProposeError::NotLeader | ProposeError::Stopped(_)) => return,
+                Ok(_) | Err(ProposeError::NotLeader | ProposeError::Stopped(_) | ProposeError::TooLarge(_)) => return,
                 Err(error) => tracing::debug!(%error, "what the authority has done is not stored yet"),
             }
             tokio::time::sleep(PAUSE).await;

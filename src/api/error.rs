@@ -125,6 +125,7 @@ impl From<ProposeError> for ApiError {
             ProposeError::Refused(error @ StoreError::NotFound { .. }) => Self::rpc(GrpcCode::NotFound, error),
             ProposeError::NotLeader => Self::rpc(GrpcCode::Unknown, NO_LEADER),
             ProposeError::TimedOut => Self::rpc(GrpcCode::Unknown, format!("{error}: more than half of them must be up")),
+            ProposeError::TooLarge(_) => Self::rpc(GrpcCode::InvalidArgument, error),
             ProposeError::Stopped(_) => Self::failed(error.to_string()),
         }
     }

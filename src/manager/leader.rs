@@ -8,7 +8,7 @@ use super::sessions::{self, SessionEvent, Sessions};
 use super::settings::ManagerSettings;
 use super::term::{StepInput, StepOutput, Term};
 use crate::backoff::Backoff;
-use crate::clock::Clock;
+use crate::clock::{AheadClock, Clock};
 use crate::model::{Revision, UnwrittenObject};
 use crate::protocol::ToNode;
 use crate::store::{ProposeError, Store, StoreHandle};
@@ -26,6 +26,8 @@ use tokio_util::sync::CancellationToken;
 const RESTART: Backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(30));
 /// Loops that ran for this long have recovered.
 const RECOVERED: Duration = Duration::from_mins(1);
+/// A clock that is behind by more is named in the log.
+const MOST_SKEW: Duration = Duration::from_secs(10);
 
 type PendingWrite = BoxFuture<'static, Result<u64, ProposeError>>;
 
@@ -171,15 +173,28 @@ impl Shell {
         }
     }
 
+    /// What an earlier leader wrote may be later than this manager's clock, and what this one writes is written after it: with the
+    /// clock itself every delay and every limit of this term would be longer by the difference.
+    fn clock_of_term(&self) -> Arc<dyn Clock> {
+        let written = self.store.read().written_at().unwrap_or_default();
+        let clock = AheadClock::not_before(self.clock.clone(), written);
+        let behind = clock.is_ahead_by();
+        if behind >= MOST_SKEW {
+            tracing::warn!(?behind, "this manager's clock is behind what the last leader wrote: check the time of the managers");
+        }
+        Arc::new(clock)
+    }
+
     async fn lead(&mut self, seed: u64, lost_leader: Option<u64>) -> Ended {
         let handover = Arc::new(Handover::new());
-        let (view, clock, outboxes) = (self.store.watch(), self.clock.clone(), self.outboxes.clone());
-        let liveness = LivenessLoop::new(&self.settings, view, lost_leader, clock, outboxes, handover.clone());
+        let clock = self.clock_of_term();
+        let (view, outboxes) = (self.store.watch(), self.outboxes.clone());
+        let liveness = LivenessLoop::new(&self.settings, view, lost_leader, clock.clone(), outboxes, handover.clone());
         let planning = PlanningLoop {
             store: self.store.clone(),
             view: self.store.watch(),
             settings: self.settings.clone(),
-            clock: self.clock.clone(),
+            clock,
             outboxes: self.outboxes.clone(),
             handover,
             applied: self.applied.clone(),

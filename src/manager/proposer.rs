@@ -88,7 +88,9 @@ impl Proposer {
                 Attempt::Again | Attempt::Unanswered | Attempt::Failed(ProposeError::NotLeader) => ForwardAnswer::NotLeader,
                 Attempt::Failed(ProposeError::Refused(error)) => ForwardAnswer::Applied { index: 0, outcome: Err(error) },
                 Attempt::Failed(ProposeError::TimedOut) => ForwardAnswer::TimedOut,
-                Attempt::Failed(error @ ProposeError::Stopped(_)) => ForwardAnswer::Stopped(error.to_string()),
+                Attempt::Failed(error @ (ProposeError::TooLarge(_) | ProposeError::Stopped(_))) => {
+                    ForwardAnswer::Stopped(error.to_string())
+                }
             },
             Err(error) => ForwardAnswer::Stopped(format!("a proposal that is not understood: {error}")),
         };
@@ -130,6 +132,7 @@ impl Proposer {
                 // Also while leadership passes to another manager.
                 Err(RaftError::NotLeader { .. } | RaftError::Superseded | RaftError::Busy) => Attempt::Again,
                 Err(RaftError::TimedOut) => Attempt::Failed(ProposeError::TimedOut),
+                Err(error @ RaftError::TooLarge { .. }) => Attempt::Failed(ProposeError::TooLarge(error.to_string())),
                 Err(other) => Attempt::Failed(ProposeError::Stopped(other.to_string())),
             },
             () = lost => Attempt::Failed(ProposeError::TimedOut),

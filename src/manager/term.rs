@@ -107,6 +107,11 @@ impl Term {
                 self.planner.refused(&self.store, &error.to_string(), now);
                 self.round_due = true;
             }
+            Err(error @ ProposeError::TooLarge(_)) => {
+                tracing::debug!(%error, "planning less");
+                self.planner.refused(&self.store, &error.to_string(), now);
+                self.round_due = true;
+            }
             Err(error) => tracing::warn!(%error, "the plan could not be written, trying again"),
         }
     }
@@ -132,7 +137,7 @@ mod tests {
         Arc::new(store)
     }
 
-    fn steps_refused_with(error: &StoreError) -> StepOutput {
+    fn steps_refused_with(error: impl Fn() -> ProposeError) -> StepOutput {
         let store = store();
         let mut term = Term::new(&ManagerSettings::default(), store.clone(), Timestamp(2), 1);
         let mut step = |outcome| {
@@ -151,7 +156,7 @@ mod tests {
         for _ in 0..10 {
             let base = output.write.and_then(|transaction| transaction.plan);
             assert_eq!(base, Some(PlanBase { index: 9, term: 0 }), "planned from the state that it saw");
-            output = step(Some(Err(ProposeError::Refused(error.clone()))));
+            output = step(Some(Err(error())));
             if !output.left_out.is_empty() {
                 break;
             }
@@ -161,9 +166,11 @@ mod tests {
 
     #[test]
     fn a_stale_plan_is_planned_again_and_no_object_is_left_out_for_it() {
-        let output = steps_refused_with(&StoreError::StalePlan);
+        let output = steps_refused_with(|| StoreError::StalePlan.into());
         assert!(output.left_out.is_empty() && output.write.is_some(), "{:?}", output.left_out);
-        let output = steps_refused_with(&StoreError::OutOfSequence);
+        let output = steps_refused_with(|| StoreError::OutOfSequence.into());
         assert!(!output.left_out.is_empty(), "another refusal again and again is that of an object");
+        let output = steps_refused_with(|| ProposeError::TooLarge("9 MiB".to_owned()));
+        assert!(!output.left_out.is_empty(), "also one of an entry that is too large");
     }
 }

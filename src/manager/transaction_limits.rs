@@ -1,10 +1,13 @@
 //! Cuts a plan to one transaction: in bytes, and in what the store takes. An object that cannot be written is found, named and
 //! left out, so that it does not keep all others from being written. Pure.
 
-use crate::model::{ServiceId, SlotKey, Timestamp};
-use crate::store::{Action, Kind, Object, Store};
+use super::allocator;
+use crate::model::service::Endpoint;
+use crate::model::task::Attachment;
+use crate::model::{NetworkId, ServiceId, SlotKey, Timestamp};
+use crate::store::{Action, FieldUpdate, Kind, Object, Store};
 use serde::Serialize;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 /// Largest transaction with more than one object, in bytes of its actions.
@@ -39,7 +42,7 @@ pub struct LeftOutObject {
     pub reason: String,
     /// The service itself, or the one of the task.
     pub service_id: Option<ServiceId>,
-    /// The stored version that the plan was for; 0: it is not stored yet.
+    /// The stored version that the plan was for; of what is not stored yet its service's, or 0.
     version: u64,
     until: Timestamp,
 }
@@ -47,36 +50,44 @@ pub struct LeftOutObject {
 impl TransactionLimits {
     /// The actions to write now, in order; the rest is planned again.
     pub fn fit(&mut self, store: &Store, actions: Vec<Action>, now: Timestamp) -> Vec<Action> {
-        let version = |(kind, id): &ObjectKey| kind.stored_meta(store, id).map_or(0, |meta| meta.version);
-        self.left_out.retain(|key, object| now < object.until && version(key) == object.version);
-        let (mut guards, mut rest) = (Vec::new(), Vec::new());
+        self.left_out
+            .retain(|key, object| now < object.until && version_of(key, object.service_id.as_ref(), store) == object.version);
+        let (mut networks, mut rest) = (BTreeMap::new(), Vec::new());
         for action in actions {
-            let key = action.target();
+            let key = key_of(&action);
             let size = encoded_size(&action);
             if size > OBJECT {
                 let reason = format!("it has {size} bytes, {OBJECT} are the most");
                 self.leave_out(key, service_of(&action, store), &reason, store, now);
             } else if self.left_out.contains_key(&key) {
             } else if key.0 == Kind::Network {
-                guards.push((action, size));
+                networks.insert(NetworkId::from(key.1), (action, size));
             } else {
                 rest.push((action, size));
             }
         }
-        // The guards of addresses are in the transaction of the addresses. If those are left out, a guard that changes nothing
-        // is not written alone: that would be planned again for ever.
-        if rest.is_empty() {
-            let is_unchanged = |action: &Action| matches!(action, Action::Update(object) if object.is_stored(store));
-            rest.extend(guards.drain(..).filter(|(action, _)| !is_unchanged(action)));
-        }
-        let mut left = TRANSACTION.saturating_sub(guards.iter().map(|(_, size)| size).sum());
-        let mut count = 0;
-        for (_, size) in &rest {
-            if count > 0 && (*size > left || self.most.is_some_and(|most| count >= most)) {
+        // A network is in the transaction of its addresses, also if it is only their guard.
+        let (mut kept, mut count, mut left) = (Vec::new(), 0, TRANSACTION);
+        for (action, size) in &rest {
+            let with = guards_of(action, store, &networks);
+            let size = size + with.iter().map(|id| networks[id].1).sum::<usize>();
+            if count > 0 && (size > left || self.most.is_some_and(|most| count >= most)) {
                 break;
             }
-            left = left.saturating_sub(*size);
+            kept.extend(with.iter().filter_map(|id| networks.remove(id)).map(|(action, _)| action));
+            left = left.saturating_sub(size);
             count += 1;
+        }
+        // Alone, what changes nothing would be planned again for ever.
+        networks.retain(|_, (action, _)| !matches!(action, Action::Update(object) if object.is_stored(store)));
+        let mut has_more = false;
+        for (action, size) in networks.into_values() {
+            if size <= left || (count == 0 && kept.is_empty()) {
+                left = left.saturating_sub(size);
+                kept.push(action);
+            } else {
+                has_more = true;
+            }
         }
         // What happens to the tasks of a slot belongs together.
         let slot = |at: usize| slot_of(&rest[at].0, store);
@@ -84,10 +95,10 @@ impl TransactionLimits {
         if count < rest.len() && self.most.is_none() {
             count = (1..=count).rev().find(|at| !together(*at)).unwrap_or(count);
         }
-        self.has_cut = count < rest.len();
+        self.has_cut = has_more || count < rest.len();
         rest.truncate(count);
-        self.writing = rest.iter().map(|(action, _)| (action.target(), service_of(action, store))).collect();
-        rest.into_iter().chain(guards).map(|(action, _)| action).collect()
+        self.writing = rest.iter().map(|(action, _)| (key_of(action), service_of(action, store))).collect();
+        rest.into_iter().map(|(action, _)| action).chain(kept).collect()
     }
 
     /// The transaction was written.
@@ -129,9 +140,47 @@ impl TransactionLimits {
         if !self.left_out.contains_key(&key) {
             tracing::error!(%kind, id, reason, "a planned change cannot be written: it is left out, everything else goes on");
         }
-        let version = kind.stored_meta(store, id).map_or(0, |meta| meta.version);
+        let version = version_of(&key, service_id.as_ref(), store);
         self.left_out.insert(key, LeftOutObject { reason: reason.to_owned(), service_id, version, until: now.plus(LEFT_OUT) });
     }
+}
+
+/// What is left out if the action cannot be written. A task that is to be created has another id in each plan: it is known by its slot.
+fn key_of(action: &Action) -> ObjectKey {
+    match action {
+        Action::Create(Object::Task(task)) if task.attached.is_none() => {
+            (Kind::Task, format!("{}.{}", task.service_id, task.slot_key()))
+        }
+        _ => action.target(),
+    }
+}
+
+fn version_of((kind, id): &ObjectKey, service: Option<&ServiceId>, store: &Store) -> u64 {
+    let of_service = || store.service(service?).map(|service| service.meta.version);
+    kind.stored_meta(store, id).map(|meta| meta.version).or_else(of_service).unwrap_or_default()
+}
+
+/// Those of the networks of which the action may assign an address.
+fn guards_of(action: &Action, store: &Store, networks: &BTreeMap<NetworkId, (Action, usize)>) -> BTreeSet<NetworkId> {
+    let named: Vec<&NetworkId> = match action {
+        Action::Create(Object::Task(task)) | Action::Update(Object::Task(task)) => of_attachments(&task.attachments),
+        Action::Set(FieldUpdate::TaskStep { attachments, .. }) => of_attachments(attachments),
+        Action::Create(Object::Service(service)) | Action::Update(Object::Service(service)) => of_endpoint(&service.endpoint),
+        Action::Set(FieldUpdate::ServiceEndpoint { endpoint, .. }) => of_endpoint(endpoint),
+        Action::Create(Object::Node(_)) | Action::Update(Object::Node(_)) => {
+            allocator::ingress(store).map(|network| &network.id).into_iter().collect()
+        }
+        _ => Vec::new(),
+    };
+    named.into_iter().filter(|id| networks.contains_key(id)).cloned().collect()
+}
+
+fn of_attachments(attachments: &[Attachment]) -> Vec<&NetworkId> {
+    attachments.iter().map(|attachment| &attachment.network_id).collect()
+}
+
+fn of_endpoint(endpoint: &Endpoint) -> Vec<&NetworkId> {
+    endpoint.vips.iter().map(|vip| &vip.network_id).collect()
 }
 
 /// The service that is written, or the one of the task.

@@ -21,6 +21,9 @@ pub enum ProposeError {
     /// No majority answered in time. It may still be written later.
     #[error("no majority of the managers answered in time")]
     TimedOut,
+    /// The transaction is larger than an entry of the log may be; nothing was written.
+    #[error("too large to be written: {0}")]
+    TooLarge(String),
     /// The manager shuts down or its log failed.
     #[error("the manager cannot write: {0}")]
     Stopped(String),

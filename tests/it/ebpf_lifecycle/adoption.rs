@@ -42,6 +42,10 @@ impl LoadFixture {
         for port in ["8080/tcp", "7000/tcp"] {
             wait_for_backends(&swarm.hosts, port, 2).await;
         }
+        // A daemon that is killed goes on from its ledger.
+        for host in &swarm.hosts {
+            ledger_is_written(host).await;
+        }
 
         // Four on each path, so that both backends have some.
         let outside = of_host(&client);

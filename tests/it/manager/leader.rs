@@ -3,7 +3,8 @@
 use super::fixture::{self, joining_node, service};
 use skep::clock::{Clock, SystemClock};
 use skep::manager::{Leadership, Manager, ManagerSettings, SessionId, bootstrap, node_allocation, start};
-use skep::model::{NodeId, NodeState, Revision, TaskState, TaskStatus};
+use skep::model::task::Placement;
+use skep::model::{NodeId, NodeState, Revision, TaskState, TaskStatus, Timestamp, UpdateState};
 use skep::protocol::{FORMAT, ToManager, ToNode};
 use skep::store::{Action, LocalProposer, StoreHandle};
 use std::sync::Arc;
@@ -201,6 +202,40 @@ async fn the_loops_are_started_again_after_a_panic_and_the_failure_is_shown() {
     let mut incoming = open(&fixture).await;
     assert!(matches!(next(&mut incoming).await, Some(ToNode::View { .. })));
     fixture.shutdown.cancel();
+}
+
+/// Five minutes behind.
+struct SlowClock;
+
+impl Clock for SlowClock {
+    fn now(&self) -> Timestamp {
+        Timestamp(SystemClock.now().0 - 300_000_000_000)
+    }
+}
+
+/// What the leader before wrote is later than the clock of this one: its limits are no longer for that.
+#[tokio::test]
+async fn a_leader_whose_clock_is_behind_finds_a_failed_update_in_time() {
+    let fixture = manager_with_clock(Arc::new(SlowClock)).await;
+    fixture.leads.send_replace(LEADS);
+    let mut web = service("web", 1, &[], &[]);
+    web.spec.update_config = Some(fixture::updating(1, Duration::from_secs(1)));
+    let constraints = vec!["node.labels.none==here".to_owned()];
+    web.spec.task_template.placement = Some(Placement { constraints, ..Placement::default() });
+    fixture.store.write(SlowClock.now(), vec![Action::create(web)]).await.unwrap();
+    fixture.until("a task that waits", |s| s.tasks().any(|task| !task.status.err.is_empty())).await;
+    let update = fixture::updated(&fixture.store.read(), "web", SlowClock.now(), |spec| {
+        "v2".clone_into(&mut spec.task_template.container_spec.image);
+    });
+    fixture.store.write(SlowClock.now(), vec![update]).await.unwrap();
+    fixture
+        .until("a paused update", |s| {
+            let update = s.service(&"web".into()).and_then(|web| web.update.as_ref());
+            update.is_some_and(|update| update.state == UpdateState::Paused)
+        })
+        .await;
+    fixture.shutdown.cancel();
+    timeout(TIMEOUT, fixture.manager.finished).await.unwrap().unwrap();
 }
 
 /// A leader takes over while every node opens its session at once and planning stands still: the one thread for long work is taken. No

@@ -176,3 +176,44 @@ fn a_service_of_the_largest_size_is_created_updated_scaled_and_rolled_back() {
         assert!(simulation.running("web").iter().all(|task| task.spec.container_spec.image == "whoami-1"));
     }
 }
+
+/// Networks as an earlier build took them. Each is written with the addresses that are assigned in it.
+#[test]
+fn networks_that_no_entry_holds_together_keep_nothing_else_from_being_written() {
+    let mut store = ready(2);
+    let names = ["one", "two", "three"];
+    for name in names {
+        let mut network = fixture::network(name, None);
+        network.spec.labels.insert("big".to_owned(), "x".repeat(3 << 20));
+        apply(&mut store, fixture::START, vec![Action::create(network)]);
+    }
+    let mut services =
+        vec![service("wide", 1, &[], &names), service("plain", 1, &[], &[]), service("published", 1, &[(8080, 80)], &[])];
+    services.extend(names.map(|name| service(&format!("in-{name}"), 2, &[], &[name])));
+    apply(&mut store, fixture::START, services.into_iter().map(Action::create).collect());
+    let mut planner = RoundPlanner::new(ManagerSettings::default(), 1);
+    let runs = |store: &Store, name: &str| {
+        store.tasks().filter(|task| task.service_name == name && task.status.state == TaskState::Assigned).count()
+    };
+    let mut refusals = 0;
+    loop {
+        let actions = planner.round(&store, Vec::new(), LowestApplied::by_all(store.revision()), fixture::START);
+        if actions.is_empty() {
+            break;
+        }
+        if size(&actions) > OBJECT {
+            refusals += 1;
+            assert!(refusals < 50, "it does not end");
+            planner.refused(&store, "too large to be written", fixture::START);
+        } else {
+            apply(&mut store, fixture::START, actions);
+            planner.written();
+        }
+    }
+    for (name, replicas) in [("plain", 1), ("published", 1), ("in-one", 2), ("in-two", 2), ("in-three", 2), ("wide", 0)] {
+        assert_eq!(runs(&store, name), replicas, "{name}");
+    }
+    let left: Vec<String> = planner.left_out(&store).into_iter().map(|object| object.service_name).collect();
+    assert!(!left.is_empty() && left.iter().all(|name| name == "wide"), "{left:?}");
+    assert_eq!(skep::manager::invariants::check(&store), Vec::<String>::new());
+}

@@ -85,6 +85,7 @@ async fn a_site_is_on_every_node_and_a_killed_daemon_an_upgrade_and_rollouts_los
     ];
 
     let before = pid_of_http(&swarm.hosts[0]).await;
+    ledger_is_written(&swarm.hosts[0]).await;
     swarm.hosts[0].stop_daemon(true).await.expect("killed");
     let killed_at = loads[0].1.answers();
     within(10, "answers without a daemon", || async {
