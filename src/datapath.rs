@@ -152,6 +152,10 @@ pub trait Tunnel: Send + Sync {
     /// Uses the private key that the key file has now, if it is another one, and begins handshakes with all peers. What they send with
     /// sessions of the key before is still received.
     async fn rekey(&self) -> anyhow::Result<()>;
+    /// Starts what carries the packets again each time that it ends, without anybody asking. Never returns.
+    async fn keep_running(&self) {
+        std::future::pending().await
+    }
 }
 
 mod peers_by_key {

@@ -14,6 +14,8 @@ mod logs;
 mod managers;
 mod membership;
 pub mod proof;
+#[cfg(test)]
+mod recorded_tests;
 mod refused;
 mod renewal;
 pub mod search;

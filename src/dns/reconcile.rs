@@ -6,7 +6,7 @@ use super::server::{GatewayServer, ServerContext};
 use super::{DnsSettings, PORT};
 use crate::datapath::{Sockets, ebpf::VipReadiness, sockets::HereSockets};
 use crate::model::{NodeId, NodeView, Revision};
-use crate::sync::replace_if_changed;
+use crate::sync::{panic_of, replace_if_changed};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 use std::sync::Arc;
@@ -105,6 +105,7 @@ async fn serve(me: NodeId, channels: DnsChannels, sockets: Arc<dyn Sockets>, set
             },
             changed = ready.changed(), if !ready_closed => ready_closed = changed.is_err(),
             () = tokio::time::sleep(settings.retry), if !all_open => {}
+            () = panic_of(servers.open.values_mut().map(GatewayServer::loops).collect()) => {}
         }
     }
     servers.close().await;

@@ -161,6 +161,11 @@ impl GatewayServer {
         Ok(Self { loops })
     }
 
+    /// For who looks after them.
+    pub fn loops(&mut self) -> &mut JoinSet<()> {
+        &mut self.loops
+    }
+
     /// Ends the loops and waits until the sockets are closed, so that the address can be bound again.
     pub async fn close(mut self) {
         self.loops.shutdown().await;

@@ -90,7 +90,7 @@ impl ManagerLinks {
     fn link(&self, raft_id: u64) -> Option<Arc<ManagerLink>> {
         let connected = self.connected.get()?;
         let mut links = lock(&self.links);
-        if let Some(link) = links.get(&raft_id) {
+        if let Some(link) = links.get(&raft_id).filter(|link| !link.has_ended()) {
             return Some(link.clone());
         }
         let manager = connected.manager(raft_id)?;

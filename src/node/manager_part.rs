@@ -270,6 +270,15 @@ impl ManagerServices {
         let me = &membership.node_id;
         let settings = ManagerSettings { vault: Some(env.vault(me)?), ..manager_settings(&env.settings) };
         follow_raft(&store.raft, &supervisor, env.blockers.clone());
+        let watched = store.raft.clone();
+        supervisor.keep_until_stopped("raft turns", move || {
+            let raft = watched.clone();
+            async move {
+                raft.watch_turns().await;
+                // The thread has ended: this part ends with it, see `ManagerPart::ended`.
+                std::future::pending().await
+            }
+        });
         let leadership = watch_raft(&store.raft, &supervisor, |status| {
             if status.is_leader { Leadership::Leads { lost_leader: status.lost_leader } } else { Leadership::Follows }
         });

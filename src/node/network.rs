@@ -40,6 +40,8 @@ pub(super) struct MeshNetwork {
     /// Nodes that are down and do not answer here.
     pub lost: watch::Sender<BTreeSet<NodeId>>,
     supervisor: Supervisor,
+    /// What keeps the tunnel running ends with this network: a tunnel that is being closed is still followed.
+    _tunnel_watch: DropGuard,
 }
 
 impl MeshNetwork {
@@ -75,6 +77,12 @@ impl MeshNetwork {
                 return Err(error);
             }
         };
+        let watch = env.supervisor();
+        let watched = tunnel.clone();
+        watch.keep_until_stopped("tunnel", move || {
+            let tunnel = watched.clone();
+            async move { tunnel.keep_running().await }
+        });
         env.links.set(Some(mesh.clone()));
         let ebpf = open_ebpf(env, &mesh).await;
         env.sandboxes.set(ebpf.as_ref().ok().cloned());
@@ -90,6 +98,7 @@ impl MeshNetwork {
             overlay_applied,
             lost: watch::channel(BTreeSet::new()).0,
             supervisor: env.supervisor(),
+            _tunnel_watch: watch.stop.drop_guard(),
         })
     }
 

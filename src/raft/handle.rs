@@ -3,8 +3,7 @@
 use super::config::{RaftError, RaftStatus};
 use super::core::MembershipChange;
 use super::request::{RaftRequest, Responder};
-use super::turns::Turns;
-use std::sync::Arc;
+use super::turns::TurnsWatch;
 use std::sync::mpsc::{SyncSender, TrySendError};
 use std::time::Duration;
 use tokio::sync::{oneshot, watch};
@@ -17,13 +16,13 @@ pub struct Raft<O> {
     pub(super) requests: SyncSender<RaftRequest<O>>,
     pub(super) status: watch::Receiver<RaftStatus>,
     pub(super) timeout: Duration,
-    pub(super) turns: Arc<Turns>,
+    pub(super) watch: TurnsWatch,
 }
 
 impl<O> Clone for Raft<O> {
     fn clone(&self) -> Self {
         let (requests, status) = (self.requests.clone(), self.status.clone());
-        Self { requests, status, timeout: self.timeout, turns: self.turns.clone() }
+        Self { requests, status, timeout: self.timeout, watch: self.watch.clone() }
     }
 }
 
@@ -102,6 +101,12 @@ impl<O: Send + 'static> Raft<O> {
         self.status.clone()
     }
 
+    /// Publishes what a silence of raft's thread means, until the thread has ended: without this a manager whose disk does not answer
+    /// keeps the lead. To be run for as long as raft is.
+    pub async fn watch_turns(&self) {
+        self.watch.clone().run().await;
+    }
+
     /// Waits until this manager leads and has applied everything before its term; false if raft stops first.
     pub async fn leads(&self) -> bool {
         self.status.clone().wait_for(|s| s.is_leader).await.is_ok()
@@ -117,7 +122,7 @@ impl<O: Send + 'static> Raft<O> {
     pub async fn closed_unless_held(&self, limit: Duration) -> bool {
         let closed = self.closed();
         tokio::pin!(closed);
-        while self.turns.silence() < limit {
+        while self.watch.turns.silence() < limit {
             if tokio::time::timeout(limit / 8, &mut closed).await.is_ok() {
                 return true;
             }

@@ -11,7 +11,7 @@ use super::log::Log;
 use super::request::{RaftRequest, Responder};
 use super::retries::Retries;
 use super::snapshot_thread::{SnapshotBug, SnapshotThread};
-use super::turns::{SilenceLimits, Turns, watch_turns, without_leader};
+use super::turns::{SilenceLimits, Turns, TurnsWatch, without_leader};
 use anyhow::Context as _;
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
@@ -32,7 +32,7 @@ const RETRY: Duration = Duration::from_secs(1);
 /// Starts this manager's raft; returns when its log is read, checked and applied as far as it is known to be committed.
 /// With `bootstrap`, if there is no log, creates that of a new cluster with this manager as the only voter. Otherwise there
 /// must be a log: a manager that lost its log may have voted, and must not start with an empty one under the same id.
-/// [`join`] creates the log of a manager that is to be added.
+/// [`join`] creates the log of a manager that is to be added. A caller that keeps raft also runs [`Raft::watch_turns`].
 ///
 /// # Errors
 /// The log cannot be opened (see [`DiskError`]), the machine cannot read it, or the settings are
@@ -48,9 +48,8 @@ pub async fn start<S: StateMachine>(
     let (status, watched) = watch::channel(RaftStatus { id: config.id, ..RaftStatus::default() });
     let (status, turns, limits) = (Arc::new(status), Arc::new(Turns::default()), SilenceLimits::new(&config));
     let (started, is_started) = oneshot::channel();
-    let handle = Raft { requests, status: watched, timeout: config.propose_timeout, turns: turns.clone() };
-    // Not the sender itself: it is dropped when the file is closed.
-    let watching = watch_turns(Arc::downgrade(&status), turns.clone(), limits.clone());
+    let watch = TurnsWatch { status: Arc::downgrade(&status), turns: turns.clone(), limits: limits.clone() };
+    let handle = Raft { requests, status: watched, timeout: config.propose_timeout, watch };
     let shell = Shell {
         config,
         machine,
@@ -70,7 +69,6 @@ pub async fn start<S: StateMachine>(
         .spawn(move || shell.run(bootstrap, started))
         .context("the raft thread cannot be started")?;
     is_started.await.context("the raft thread ended at its start")??;
-    tokio::spawn(watching);
     Ok(handle)
 }
 

@@ -84,15 +84,26 @@ pub(super) fn without_leader(status: &mut RaftStatus) {
     (status.leader, status.is_leader, status.lost_leader, status.hears_majority) = (None, false, None, false);
 }
 
-/// Publishes what the thread's silence means, until it has ended. Its next turn publishes what is true again.
-pub(super) async fn watch_turns(status: Weak<watch::Sender<RaftStatus>>, turns: Arc<Turns>, limits: SilenceLimits) {
-    loop {
-        tokio::time::sleep(limits.election / 4).await;
-        let Some(status) = status.upgrade() else { return };
-        let problem = status.borrow().problem.is_some();
-        status.send_if_modified(|status| limits.apply(status, turns.silence()));
-        if let Some(problem) = status.borrow().problem.as_deref().filter(|_| !problem) {
-            tracing::error!(problem, "raft does not go on");
+/// What follows the turns of a thread.
+#[derive(Clone)]
+pub(super) struct TurnsWatch {
+    /// Not the sender itself: it is dropped when the file is closed.
+    pub status: Weak<watch::Sender<RaftStatus>>,
+    pub turns: Arc<Turns>,
+    pub limits: SilenceLimits,
+}
+
+impl TurnsWatch {
+    /// Publishes what the thread's silence means, until it has ended. Its next turn publishes what is true again.
+    pub async fn run(self) {
+        loop {
+            tokio::time::sleep(self.limits.election / 4).await;
+            let Some(status) = self.status.upgrade() else { return };
+            let problem = status.borrow().problem.is_some();
+            status.send_if_modified(|status| self.limits.apply(status, self.turns.silence()));
+            if let Some(problem) = status.borrow().problem.as_deref().filter(|_| !problem) {
+                tracing::error!(problem, "raft does not go on");
+            }
         }
     }
 }

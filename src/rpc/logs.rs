@@ -5,7 +5,7 @@
 mod client;
 mod collect;
 mod server;
-mod wire;
+pub(super) mod wire;
 
 pub use client::LogLink;
 pub use collect::{LogReader, read_here};

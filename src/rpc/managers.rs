@@ -4,7 +4,7 @@
 pub(super) mod client;
 mod greeter;
 pub(super) mod server;
-mod wire;
+pub(super) mod wire;
 
 pub use client::{ManagerLink, ManagerLinkConfig};
 pub use greeter::ManagerGreeter;

@@ -25,6 +25,12 @@ use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio_rustls::{LazyConfigAcceptor, client, server};
 
+// The number in a name is the version of what its connection carries, and TLS negotiates it: a server that does not know the name
+// refuses the handshake, and one that knows two speaks what it selects. So these messages and frames need no number of their own: one
+// that older builds cannot read goes under the next number, which is dialed once every node knows it. (Joins and sessions, whose
+// messages change often, agree on a format within their connection too: `protocol::agreement`.) The bytes of each version are in
+// `tests/it/formats/connections-1.json`.
+
 /// ALPN of a join.
 pub const JOIN: &[u8] = b"skep-join/1";
 /// ALPN of a session.

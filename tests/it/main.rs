@@ -14,6 +14,7 @@ mod differences;
 mod dns;
 mod ebpf;
 mod ebpf_lifecycle;
+mod failure_modes;
 mod fixture;
 mod formats;
 mod http;

@@ -60,6 +60,17 @@ impl Drop for RefusalWatch {
     }
 }
 
+/// A reader that panics is none any more: its watchers see the end, and the next one starts another.
+struct ReaderPanic<'a>(&'a Watchers);
+
+impl Drop for ReaderPanic<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            *lock(&self.0.reader) = None;
+        }
+    }
+}
+
 impl Watchers {
     /// Adds a watcher; starts the reader if none runs. `maps`: folder of the pinned maps.
     pub(super) fn add(self: &Arc<Self>, maps: &Path, left: bool) -> anyhow::Result<RefusalWatch> {
@@ -82,6 +93,7 @@ impl Watchers {
 
     /// Reads the ring until no watcher is left or it cannot be read.
     async fn read(self: Arc<Self>, mut ring: EventRing, sender: broadcast::Sender<Watched>) {
+        let _panic = ReaderPanic(&self);
         let mut tick = tokio::time::interval(RENEW);
         let mut lost = 0;
         let error = loop {

@@ -19,8 +19,8 @@ use std::fs::File;
 use std::io::{Read as _, Seek as _, SeekFrom};
 use std::path::Path;
 use std::process::Stdio;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Weak};
 use std::time::Duration;
 use tokio::io::BufReader;
 use tokio::net::UnixStream;
@@ -58,7 +58,6 @@ impl ProcessTunnel {
         this.ensure_running().await?;
         // Reads the peers of an adopted process, for the case that it dies before they change.
         this.observe().await?;
-        tokio::spawn(restart_when_it_dies(Arc::downgrade(&this)));
         Ok(this)
     }
 
@@ -244,6 +243,25 @@ impl Tunnel for ProcessTunnel {
             Err(_) => self.ensure_running().await,
         }
     }
+
+    async fn keep_running(&self) {
+        let mut failures = 0;
+        loop {
+            if wait_until_it_ends(&self.config.socket()).await {
+                self.closed.store(true, Ordering::Release);
+                return std::future::pending().await;
+            }
+            match self.ensure_running().await {
+                Ok(()) => failures = 0,
+                Err(_) if self.closed.load(Ordering::Acquire) => return std::future::pending().await,
+                Err(error) => {
+                    tracing::warn!(error = format!("{error:#}"), "the tunnel process died and cannot be restarted");
+                    failures += 1;
+                    tokio::time::sleep(RESTART_BACKOFF.pause(failures)).await;
+                }
+            }
+        }
+    }
 }
 
 fn expect_applied(reply: TunnelReply) -> anyhow::Result<()> {
@@ -254,48 +272,14 @@ fn expect_applied(reply: TunnelReply) -> anyhow::Result<()> {
     }
 }
 
-/// Waits until the process dies and restarts it; returns when the tunnel is closed or dropped.
-async fn restart_when_it_dies(tunnel: Weak<ProcessTunnel>) {
-    let mut failures = 0;
-    loop {
-        let Some(socket) = tunnel.upgrade().map(|tunnel| tunnel.config.socket()) else { return };
-        let stopped = wait_until_it_ends(&socket, &tunnel).await;
-        let Some(this) = tunnel.upgrade() else { return };
-        if stopped {
-            this.closed.store(true, Ordering::Release);
-            return;
-        }
-        match this.ensure_running().await {
-            Ok(()) => failures = 0,
-            Err(_) if this.closed.load(Ordering::Acquire) => return,
-            Err(error) => {
-                tracing::warn!(error = format!("{error:#}"), "the tunnel process died and cannot be restarted");
-                drop(this);
-                failures += 1;
-                tokio::time::sleep(RESTART_BACKOFF.pause(failures)).await;
-            }
-        }
-    }
-}
-
-/// Returns when the process ends: `true` if it was stopped by request. Returns `false` as well within a second after the
-/// tunnel is dropped.
-async fn wait_until_it_ends(socket: &Path, tunnel: &Weak<ProcessTunnel>) -> bool {
+/// Returns when the process ends: `true` if it was stopped by request.
+async fn wait_until_it_ends(socket: &Path) -> bool {
     let Ok(mut stream) = UnixStream::connect(socket).await else { return false };
     if write_line(&mut stream, &TunnelRequest::Watch).await.is_err() {
         return false;
     }
-    let mut reader = BufReader::new(stream);
-    let line = read_line(&mut reader);
-    tokio::pin!(line);
-    loop {
-        match timeout(Duration::from_secs(1), &mut line).await {
-            Ok(Ok(Some(line))) => return matches!(serde_json::from_slice(&line), Ok(TunnelReply::Stopping)),
-            Ok(_) => return false,
-            Err(_) if tunnel.strong_count() == 0 => return false,
-            Err(_) => {}
-        }
-    }
+    let line = read_line(&mut BufReader::new(stream)).await;
+    matches!(line, Ok(Some(line)) if matches!(serde_json::from_slice(&line), Ok(TunnelReply::Stopping)))
 }
 
 /// Sends one request on a new connection.

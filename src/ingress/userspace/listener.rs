@@ -177,6 +177,11 @@ impl PortListener {
         self.udp_listeners.iter().try_for_each(|listener| listener.set_refusing(refuse))
     }
 
+    /// For who looks after them.
+    pub fn loops(&mut self) -> &mut JoinSet<()> {
+        &mut self.loops
+    }
+
     /// Closes the listeners and waits until that is done, so that the port can be bound again. Connections continue.
     pub async fn close(mut self) {
         self.loops.shutdown().await;

@@ -10,7 +10,7 @@ use crate::datapath::{Sockets, interfaces};
 use crate::ingress::{HeldPorts, PortState, PortStatus};
 use crate::model::view::{ClusterPart, Peer, PublishedPort};
 use crate::model::{NodeId, NodeView, Protocol};
-use crate::sync::{read, replace_if_changed, write};
+use crate::sync::{panic_of, read, replace_if_changed, write};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
@@ -49,6 +49,7 @@ pub async fn run(
             () = reconciler.context.shutdown.cancelled() => break,
             changed = channels.view.changed(), if !view_closed => view_closed = changed.is_err(),
             () = tokio::time::sleep(reconciler.context.settings.tick) => {}
+            () = panic_of(reconciler.ports.values_mut().map(PortListener::loops).collect()) => {}
         }
     }
     for port in reconciler.ports.into_values() {

@@ -114,6 +114,11 @@ impl ManagerLink {
         }
     }
 
+    /// What serves it has ended because of a bug; another link is to take its place.
+    pub fn has_ended(&self) -> bool {
+        self.requests.is_closed() || self.snapshots.is_closed()
+    }
+
     /// Sends a message for raft, or drops it.
     pub fn raft(&self, message: Vec<u8>) {
         let _ = self.requests.try_send(Request::Raft(message));

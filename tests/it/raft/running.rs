@@ -452,6 +452,8 @@ async fn a_leader_whose_disk_does_not_answer_leads_no_more() {
     .await;
     let mut status = managers[&1].raft.status();
     status.wait_for(|status| status.is_leader).await.expect("it leads");
+    let raft = managers[&1].raft.clone();
+    let watching = tokio::spawn(async move { raft.watch_turns().await });
 
     disk.hold(true);
     let raft = managers[&1].raft.clone();
@@ -483,6 +485,7 @@ async fn a_leader_whose_disk_does_not_answer_leads_no_more() {
     disk.hold(false);
     assert!(raft.closed_unless_held(Duration::from_secs(20)).await);
     stopping.await.expect("no panic");
+    watching.await.expect("it ends with the thread");
     for (_, manager) in managers {
         manager.stop().await;
     }

@@ -4,7 +4,7 @@ use super::fixture::{Manager, OtherManagers, Setup, Trust, eventually};
 use skep::clock::{Clock as _, SystemClock};
 use skep::datapath::sockets::HereSockets;
 use skep::model::{NodeId, Role};
-use skep::rpc::{ListenerKind, ManagerLink, ManagerLinkConfig};
+use skep::rpc::{ListenerKind, ManagerGreeter, ManagerLink, ManagerLinkConfig};
 use skep::trust::{Identity, NodeName};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
@@ -26,17 +26,21 @@ fn renewed_link(
     dialed: &NodeId,
     ended: Arc<dyn Fn() + Send + Sync>,
 ) -> ManagerLink {
-    let config = ManagerLinkConfig {
+    let config = config(identity, Arc::new(OtherManagers::default()));
+    ManagerLink::start(&Arc::new(config), to.address, dialed, ended)
+}
+
+fn config(identity: watch::Receiver<Arc<Identity>>, greeter: Arc<dyn ManagerGreeter>) -> ManagerLinkConfig {
+    ManagerLinkConfig {
         identity,
         clock: Arc::new(SystemClock),
         sockets: Arc::new(HereSockets),
         source: IpAddr::V4(Ipv4Addr::LOCALHOST),
-        greeter: Arc::new(OtherManagers::default()),
+        greeter,
         connect: Duration::from_secs(5),
         steady: Duration::ZERO,
         runtime: tokio::runtime::Handle::current(),
-    };
-    ManagerLink::start(&Arc::new(config), to.address, dialed, ended)
+    }
 }
 
 /// A link that reports nothing.
@@ -50,6 +54,30 @@ fn started() -> (Arc<Trust>, Manager, NodeId) {
     let setup = Setup::new(&trust, ListenerKind::Mesh);
     let dialed = setup.identity.node_id().clone();
     (trust, setup.start(), dialed)
+}
+
+struct PanickingGreeter;
+
+impl ManagerGreeter for PanickingGreeter {
+    fn greeting(&self) -> Vec<u8> {
+        panic!("a bug")
+    }
+    fn greeted(&self, _: &NodeId, _: &[u8]) {}
+}
+
+#[tokio::test]
+async fn a_link_that_a_bug_has_ended_says_so_to_be_replaced() {
+    let (trust, manager, dialed) = started();
+    let other = trust.identity(Role::Manager);
+    let identity = watch::channel(Arc::new(other.clone())).1;
+    let broken =
+        ManagerLink::start(&Arc::new(config(identity, Arc::new(PanickingGreeter))), manager.address, &dialed, Arc::new(|| ()));
+    assert!(!broken.has_ended());
+    broken.greet().await;
+    eventually("it says so", || broken.has_ended()).await;
+    let healthy = link(&other, &manager, &dialed);
+    healthy.greet().await;
+    assert!(!healthy.has_ended());
 }
 
 #[tokio::test]

@@ -16,10 +16,12 @@ async fn a_killed_process_is_restarted_and_the_transfer_continues() -> anyhow::R
         Ok(())
     })
     .await?;
+    let tunnel = fixture.tunnel_a.clone();
+    let kept = tokio::spawn(async move { tunnel.keep_running().await });
     let first = a.pid().context("no pid file")?;
     a.kill();
+    // No call of the tunnel starts it.
     let second = eventually("another process", SOON, || async {
-        fixture.tunnel_a.observe().await?;
         let pid = a.pid().context("no pid file")?;
         ensure!(pid != first);
         Ok(pid)
@@ -30,6 +32,7 @@ async fn a_killed_process_is_restarted_and_the_transfer_continues() -> anyhow::R
     assert_eq!(a.mesh(&format!("ip -o route show dev {}", a.config.device)).await?, routes);
     assert_eq!(a.mesh(&format!("cat /sys/class/net/{}/ifindex", a.config.device)).await.ok(), index);
     assert_eq!(fixture.b_from_a().await?.peer.allowed_ips, b.peer().allowed_ips);
+    kept.abort();
     fixture.end().await
 }
 
@@ -52,6 +55,8 @@ async fn a_running_process_is_adopted_unless_it_does_not_fit() -> anyhow::Result
     // With another key it is the same process, with the peers that it has.
     fixture.a.key = tunnel::generate_key(&fixture.a.config.private_key_file)?;
     fixture.tunnel_a = fixture.a.open().await?;
+    let tunnel = fixture.tunnel_a.clone();
+    let kept = tokio::spawn(async move { tunnel.keep_running().await });
     assert_eq!(fixture.a.pid(), first);
     assert_eq!(fixture.b_from_a().await?.peer, fixture.b.peer());
     fixture.tunnel_b.apply(&[fixture.a.set()]).await?;
@@ -63,6 +68,7 @@ async fn a_running_process_is_adopted_unless_it_does_not_fit() -> anyhow::Result
     assert!(!links.contains(&fixture.a.config.device), "{links}");
     assert!(fixture.tunnel_a.observe().await.is_err(), "a closed tunnel is not restarted");
     assert!(!fixture.a.config.run_dir.join("tunnel.sock").exists());
+    kept.abort();
     fixture.end().await
 }
 
