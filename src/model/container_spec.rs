@@ -4,18 +4,23 @@ use super::container_privileges::Privileges;
 use super::id::{ConfigId, SecretId};
 use super::mount::Mount;
 use super::payload::PayloadId;
-use super::secret;
+use super::secret::{self, Secret};
 use super::serde_helpers::null_as_default;
 use super::template;
 use super::time::Nanos;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+use std::fmt;
 
-#[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub struct ContainerSpec {
     pub image: String,
-    #[serde(skip_serializing_if = "BTreeMap::is_empty", deserialize_with = "null_as_default")]
+    #[serde(
+        skip_serializing_if = "BTreeMap::is_empty",
+        deserialize_with = "null_as_default",
+        serialize_with = "secret::expose_labels"
+    )]
     pub labels: BTreeMap<String, String>,
     /// Entrypoint; the image's if empty.
     #[serde(skip_serializing_if = "Vec::is_empty", deserialize_with = "null_as_default")]
@@ -96,6 +101,12 @@ pub struct ContainerSpec {
 
 /// Time between the stop signal and SIGKILL if the spec sets none.
 pub const DEFAULT_STOP_GRACE: std::time::Duration = std::time::Duration::from_secs(10);
+
+impl fmt::Debug for ContainerSpec {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        secret::debug(self, f)
+    }
+}
 
 impl ContainerSpec {
     /// Time between the stop signal and SIGKILL.
@@ -249,8 +260,13 @@ pub struct LogDriver {
     /// The engine's default if empty.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub name: String,
-    #[serde(skip_serializing_if = "BTreeMap::is_empty", deserialize_with = "null_as_default")]
-    pub options: BTreeMap<String, String>,
+    /// Values may be secret: tokens of log services.
+    #[serde(
+        skip_serializing_if = "BTreeMap::is_empty",
+        deserialize_with = "null_as_default",
+        serialize_with = "secret::expose_map"
+    )]
+    pub options: BTreeMap<String, Secret<String>>,
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "signature that serde calls")]

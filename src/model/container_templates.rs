@@ -63,7 +63,7 @@ impl ContainerSpec {
 }
 
 fn expand_mount(mount: &mut Mount, context: &TemplateContext) -> Result<(), String> {
-    let one = |what: &str, text: &mut String| {
+    let one = |what: &str, text: &mut String| -> Result<(), String> {
         *text = expand(text, context, None).map_err(|error| format!("expanding {what} {text:?}: {error}"))?;
         Ok(())
     };
@@ -72,7 +72,13 @@ fn expand_mount(mount: &mut Mount, context: &TemplateContext) -> Result<(), Stri
     one("mount target", &mut mount.target)?;
     let Some(volume) = &mut mount.volume_options else { return Ok(()) };
     all("volume label", &mut volume.labels)?;
-    volume.driver_config.as_mut().map_or(Ok(()), |driver| all("volume driver option", &mut driver.options))
+    let Some(driver) = &mut volume.driver_config else { return Ok(()) };
+    driver.options.values_mut().try_for_each(|value| {
+        let mut text = value.expose().clone();
+        one("volume driver option", &mut text)?;
+        *value = text.into();
+        Ok(())
+    })
 }
 
 #[cfg(test)]

@@ -1,5 +1,6 @@
 //! Mounts of a container.
 
+use super::secret::{self, Secret};
 use super::serde_helpers::null_as_default;
 use super::template::is_template;
 use serde::{Deserialize, Serialize};
@@ -37,7 +38,7 @@ impl Mount {
     pub fn has_templates(&self) -> bool {
         let volume = self.volume_options.iter();
         let labels = volume.clone().flat_map(|v| v.labels.values());
-        let options = volume.filter_map(|v| v.driver_config.as_ref()).flat_map(|d| d.options.values());
+        let options = volume.filter_map(|v| v.driver_config.as_ref()).flat_map(|d| d.options.values()).map(Secret::expose);
         [&self.source, &self.target].into_iter().chain(labels).chain(options).any(|text| is_template(text))
     }
 
@@ -98,9 +99,13 @@ pub struct VolumeDriver {
     /// The engine's default if empty.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub name: String,
-    /// Values may have placeholders.
-    #[serde(skip_serializing_if = "BTreeMap::is_empty", deserialize_with = "null_as_default")]
-    pub options: BTreeMap<String, String>,
+    /// Values may have placeholders, and may be secret: passwords of file servers.
+    #[serde(
+        skip_serializing_if = "BTreeMap::is_empty",
+        deserialize_with = "null_as_default",
+        serialize_with = "secret::expose_map"
+    )]
+    pub options: BTreeMap<String, Secret<String>>,
 }
 
 #[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]

@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::cell::Cell;
+use std::collections::BTreeMap;
 use std::fmt;
 use zeroize::Zeroize;
 
@@ -92,6 +93,48 @@ pub fn expose_values<S: Serializer>(variables: &[String], serializer: S) -> Resu
     }))
 }
 
+/// Serializes a map whose values may be secret, as the options of a log driver; inside [`hiding`] its keys with [`HIDDEN`] for each.
+///
+/// # Errors
+/// The serializer's.
+pub fn expose_map<S: Serializer>(map: &BTreeMap<String, Secret<String>>, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_map(map.iter().map(|(key, value)| (key, if HIDES.get() { HIDDEN } else { value.expose() })))
+}
+
+/// Serializes labels; inside [`hiding`] with [`HIDDEN`] for the values of those whose key says that a credential follows: proxies
+/// read users with their password hashes there.
+///
+/// # Errors
+/// The serializer's.
+pub fn expose_labels<S: Serializer>(labels: &BTreeMap<String, String>, serializer: S) -> Result<S::Ok, S::Error> {
+    let hides = HIDES.get();
+    serializer.collect_map(labels.iter().map(|(key, value)| (key, if hides { shown_label(key, value) } else { value })))
+}
+
+/// The value of a label for people: [`HIDDEN`] if the key says that a credential follows.
+#[must_use]
+pub fn shown_label<'a>(key: &str, value: &'a str) -> &'a str {
+    if names_credential(key) { HIDDEN } else { value }
+}
+
+/// Whether one of the words of a label's key is that of a credential: `skep.http.auth`, `traefik.http.middlewares.m.basicauth.users`,
+/// `caddy.basic_auth.ann`; likewise headers that containers get, whatever their names.
+fn names_credential(key: &str) -> bool {
+    const ENDS: [&str; 7] = ["auth", "authorization", "password", "secret", "token", "credentials", "requestheaders"];
+    let key = key.to_ascii_lowercase();
+    let mut words = key.split(|c: char| !c.is_ascii_alphanumeric());
+    key.contains("headers.request.") || words.any(|word| ENDS.iter().any(|end| word.ends_with(end)))
+}
+
+/// `Debug` of what has secrets among its variables and labels: its document, with [`HIDDEN`] in place of each.
+///
+/// # Errors
+/// The formatter's.
+pub fn debug(value: &impl Serialize, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    let make = if f.alternate() { serde_json::to_string_pretty } else { serde_json::to_string };
+    f.write_str(&hiding(|| make(value)).map_err(|_| fmt::Error)?)
+}
+
 /// Runs `make`; whatever it serializes has [`HIDDEN`] in place of each secret. For documents that people read.
 pub fn hiding<R>(make: impl FnOnce() -> R) -> R {
     /// Restores the state of before, also after a panic.
@@ -141,6 +184,50 @@ mod tests {
         assert_eq!(serde_json::to_string(&stored).unwrap(), text);
         let shown = r#"{"env":["DB_PASSWORD=[secret]","EMPTY=[secret]","PLAIN"]}"#;
         assert_eq!(hiding(|| serde_json::to_string(&stored).unwrap()), shown);
+    }
+
+    #[test]
+    fn maps_are_stored_with_their_values_and_shown_with_their_keys() {
+        #[derive(Debug, PartialEq, Serialize, Deserialize)]
+        struct Stored {
+            #[serde(serialize_with = "expose_map")]
+            options: BTreeMap<String, Secret<String>>,
+        }
+        let text = r#"{"options":{"o":"password=planted","type":"cifs"}}"#;
+        let stored: Stored = serde_json::from_str(text).unwrap();
+        assert_eq!(serde_json::to_string(&stored).unwrap(), text);
+        let shown = r#"{"options":{"o":"[secret]","type":"[secret]"}}"#;
+        assert_eq!(hiding(|| serde_json::to_string(&stored).unwrap()), shown);
+        assert_eq!(format!("{stored:?}"), r#"Stored { options: {"o": [secret], "type": [secret]} }"#);
+    }
+
+    #[test]
+    fn labels_are_shown_but_for_those_that_name_a_credential() {
+        #[derive(Serialize)]
+        struct Stored(#[serde(serialize_with = "expose_labels")] BTreeMap<String, String>);
+        let hidden = [
+            "skep.http.auth",
+            "traefik.http.middlewares.m.basicauth.users",
+            "traefik.http.middlewares.m.BasicAuth.Users",
+            "traefik.http.middlewares.m.digestauth.users",
+            "traefik.http.middlewares.m.headers.customrequestheaders.X-Key",
+            "skep.http.headers.request.X-Key",
+            "caddy.basic_auth.ann",
+            "caddy.basicauth",
+            "com.example.api-token",
+        ];
+        let shown = ["com.docker.stack.namespace", "author", "skep.http", "traefik.http.routers.r.rule"];
+        let value = |key: &&str| ((*key).to_owned(), "planted".to_owned());
+        let stored = Stored(hidden.iter().chain(&shown).map(value).collect());
+        let dump = hiding(|| serde_json::to_value(&stored).unwrap());
+        for key in hidden {
+            assert_eq!(dump[key], HIDDEN, "{key}");
+        }
+        for key in shown {
+            assert_eq!(dump[key], "planted", "{key}");
+        }
+        let kept = serde_json::to_value(&stored).unwrap();
+        assert!(hidden.iter().chain(&shown).all(|key| kept[key] == "planted"), "{kept}");
     }
 
     #[test]

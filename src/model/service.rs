@@ -8,6 +8,7 @@ use super::{
     meta::Meta,
     port::{PortConfig, PublishMode},
     pull_auth::PullAuth,
+    secret,
     serde_helpers::null_as_default,
     service_update::{JobStatus, ServiceUpdate},
     task::TaskSpec,
@@ -15,6 +16,7 @@ use super::{
 use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+use std::fmt;
 
 pub use super::service_mode::{Global, Replicated, ReplicatedJob, ServiceMode};
 pub use super::service_update::UpdateConfig;
@@ -77,12 +79,12 @@ pub struct Vip {
 }
 
 /// What `docker service create` posts.
-#[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub struct ServiceSpec {
     /// Unique among services without regard to case.
     pub name: String,
-    #[serde(deserialize_with = "null_as_default")]
+    #[serde(deserialize_with = "null_as_default", serialize_with = "secret::expose_labels")]
     pub labels: BTreeMap<String, String>,
     pub task_template: TaskSpec,
     pub mode: ServiceMode,
@@ -186,6 +188,12 @@ impl Service {
     /// Ports published through the routing mesh.
     pub fn ingress_ports(&self) -> impl Iterator<Item = &PortConfig> {
         self.endpoint.ports.iter().filter(|p| p.publish_mode == PublishMode::Ingress)
+    }
+}
+
+impl fmt::Debug for ServiceSpec {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        secret::debug(self, f)
     }
 }
 

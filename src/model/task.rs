@@ -12,6 +12,7 @@ use super::{
     port::{ListeningPort, Listens, PortConfig, Protocol},
     predefined_network::PredefinedNetwork,
     pull_auth::PullAuth,
+    secret,
     serde_helpers::null_as_default,
     slot_key::SlotKey,
     task_cause::{TaskCause, TaskEnd},
@@ -20,6 +21,7 @@ use super::{
 use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+use std::fmt;
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 
@@ -86,7 +88,7 @@ impl TaskState {
     }
 }
 
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Task {
     pub id: TaskId,
     pub meta: Meta,
@@ -98,6 +100,7 @@ pub struct Task {
     /// Name of its service; kept because a task may outlive its service.
     pub service_name: String,
     /// Labels of its service when the task was created; kept once, as the spec.
+    #[serde(serialize_with = "secret::expose_labels")]
     pub service_labels: Arc<BTreeMap<String, String>>,
     /// Number of its slot; 0 if that is a node's. See [`Task::slot_key`].
     pub slot: u64,
@@ -207,6 +210,12 @@ impl EarlierFailures {
     #[must_use]
     pub fn on(&self, node: &NodeId) -> u32 {
         self.nodes.get(node).copied().unwrap_or(0)
+    }
+}
+
+impl fmt::Debug for Task {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        secret::debug(self, f)
     }
 }
 

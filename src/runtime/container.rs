@@ -1,6 +1,6 @@
 //! From a task to the body of `POST /containers/create`, with the same result as in Swarm; likewise for networks. Pure.
 
-use super::mounts::mounts;
+use super::mounts::{exposed, mounts};
 use super::security::security_options;
 use super::{
     ContainerPlan, LABEL_NODE, LABEL_SERVICE, LABEL_SERVICE_NAME, LABEL_TASK, LABEL_TASK_ID, LABEL_TASK_NAME, NetworkPlan,
@@ -242,7 +242,7 @@ fn ulimit(limit: &Ulimit) -> ResourcesUlimits {
 
 fn log_config(driver: &LogDriver) -> HostConfigLogConfig {
     let options = &driver.options;
-    HostConfigLogConfig { typ: text(&driver.name), config: (!options.is_empty()).then(|| options.clone().into_iter().collect()) }
+    HostConfigLogConfig { typ: text(&driver.name), config: (!options.is_empty()).then(|| exposed(options)) }
 }
 
 fn text(value: &str) -> Option<String> {

@@ -2,6 +2,7 @@
 
 use super::ContainerPlan;
 use super::task_files::FileMount;
+use crate::model::Secret;
 use crate::model::mount::{BindOptions, TmpfsOptions, VolumeOptions};
 use crate::model::task::{ContainerSpec, Mount};
 use crate::model::template::is_template;
@@ -9,6 +10,7 @@ use bollard::models::{
     MountBindOptions, MountBindOptionsPropagationEnum as Propagation, MountImageOptions, MountTmpfsOptions, MountType,
     MountVolumeOptions, MountVolumeOptionsDriverConfig,
 };
+use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 
 /// The spec's mounts, then the files of its secrets and configs.
@@ -97,10 +99,15 @@ fn volume(options: &VolumeOptions) -> MountVolumeOptions {
         labels: (!options.labels.is_empty()).then(|| options.labels.clone().into_iter().collect()),
         driver_config: options.driver_config.as_ref().map(|driver| MountVolumeOptionsDriverConfig {
             name: text(&driver.name),
-            options: (!driver.options.is_empty()).then(|| driver.options.clone().into_iter().collect()),
+            options: (!driver.options.is_empty()).then(|| exposed(&driver.options)),
         }),
         subpath: text(&options.subpath),
     }
+}
+
+/// A map as the engine takes it.
+pub(super) fn exposed(map: &BTreeMap<String, Secret<String>>) -> HashMap<String, String> {
+    map.iter().map(|(key, value)| (key.clone(), value.expose().clone())).collect()
 }
 
 fn tmpfs(options: &TmpfsOptions) -> MountTmpfsOptions {

@@ -7,3 +7,4 @@ mod managers;
 mod replica;
 mod running;
 mod simulation;
+mod snapshots;

@@ -2,6 +2,7 @@
 
 use super::apr1;
 use super::held::HeldByClient;
+use crate::model::Secret;
 use crate::model::http::BasicUser;
 use crate::sync::lock;
 use base64::{Engine as _, engine::general_purpose::STANDARD};
@@ -64,8 +65,7 @@ impl Credentials {
         let Some((name, password)) = authorization.and_then(parse) else { return CredentialCheck::Wrong };
         let known = users.iter().find(|user| user.name == name);
         // An unknown name takes as long as a known one: a password is checked, for nothing.
-        let Some(user) = known.or_else(|| users.iter().max_by_key(|user| (user.hash.starts_with("$2"), user.hash.get(4..6))))
-        else {
+        let Some(user) = known.or_else(|| users.iter().max_by_key(|user| cost(&user.hash))) else {
             return CredentialCheck::Wrong;
         };
         let is_known = known.is_some();
@@ -74,7 +74,7 @@ impl Credentials {
             .chain_update(&name)
             .chain_update(password.len().to_be_bytes())
             .chain_update(&password)
-            .chain_update(&user.hash)
+            .chain_update(user.hash.expose())
             .finalize()
             .into();
         if is_known && lock(&self.right).contains(&digest) {
@@ -94,7 +94,7 @@ impl Credentials {
         // The work goes on when its client is gone, and takes its room and the client's for as long.
         let checked = tokio::task::spawn_blocking(move || {
             let _held = (room, held);
-            apr1::is_right(&password, &hash).unwrap_or_else(|| bcrypt::verify(password, &hash).unwrap_or(false))
+            apr1::is_right(&password, hash.expose()).unwrap_or_else(|| bcrypt::verify(password, hash.expose()).unwrap_or(false))
         });
         let is_right = checked.await.unwrap_or(false) && is_known;
         if is_right {
@@ -106,6 +106,11 @@ impl Credentials {
         }
         if is_right { CredentialCheck::Right } else { CredentialCheck::Wrong }
     }
+}
+
+/// What orders hashes by the time that they take: bcrypt takes longer, with the cost that is in it.
+fn cost(hash: &Secret<String>) -> (bool, Option<&str>) {
+    (hash.expose().starts_with("$2"), hash.expose().get(4..6))
 }
 
 /// The name in the value of an `Authorization` header.
@@ -130,7 +135,7 @@ mod tests {
 
     #[tokio::test]
     async fn only_the_right_password_of_a_user_is_right() {
-        let users = [BasicUser { name: "ann".to_owned(), hash: bcrypt::hash("pass:word", 4).unwrap() }];
+        let users = [BasicUser { name: "ann".to_owned(), hash: bcrypt::hash("pass:word", 4).unwrap().into() }];
         let credentials = Credentials::default();
         let basic = |text: &str| format!("Basic {}", STANDARD.encode(text)).into_bytes();
         for (value, right) in [
@@ -150,7 +155,7 @@ mod tests {
                 assert_eq!(credentials.check(value.as_deref(), &users, None).await, expected, "{value:?}");
             }
         }
-        let other = [BasicUser { name: "ann".to_owned(), hash: bcrypt::hash("changed", 4).unwrap() }];
+        let other = [BasicUser { name: "ann".to_owned(), hash: bcrypt::hash("changed", 4).unwrap().into() }];
         let check = credentials.check(Some(&basic("ann:pass:word")), &other, None).await;
         assert_eq!(check, CredentialCheck::Wrong, "the hash has changed");
     }
@@ -159,8 +164,8 @@ mod tests {
     async fn users_may_have_hashes_of_either_kind() {
         let apr1 = "$apr1$salt$Xxd1irWT9ycqoYxGFn4cb.".to_owned();
         let users = [
-            BasicUser { name: "ann".to_owned(), hash: bcrypt::hash("password", 4).unwrap() },
-            BasicUser { name: "bob".to_owned(), hash: apr1 },
+            BasicUser { name: "ann".to_owned(), hash: bcrypt::hash("password", 4).unwrap().into() },
+            BasicUser { name: "bob".to_owned(), hash: apr1.into() },
         ];
         let credentials = Credentials::default();
         for (text, expected) in [
@@ -175,7 +180,7 @@ mod tests {
 
     #[tokio::test]
     async fn an_unknown_name_takes_as_long_as_a_known_one() {
-        let users = [BasicUser { name: "ann".to_owned(), hash: bcrypt::hash("right", 8).unwrap() }];
+        let users = [BasicUser { name: "ann".to_owned(), hash: bcrypt::hash("right", 8).unwrap().into() }];
         let credentials = Credentials::default();
         let mut shortest = [std::time::Duration::MAX; 2];
         let alike = |[known, unknown]: [std::time::Duration; 2]| unknown * 3 > known && known * 3 > unknown;
@@ -196,7 +201,7 @@ mod tests {
 
     #[tokio::test]
     async fn clients_that_leave_at_once_have_no_more_passwords_checked_at_a_time() {
-        let users = [BasicUser { name: "ann".to_owned(), hash: bcrypt::hash("right", 10).unwrap() }];
+        let users = [BasicUser { name: "ann".to_owned(), hash: bcrypt::hash("right", 10).unwrap().into() }];
         let credentials = Credentials::default();
         let client = |number: u32| Some(IpAddr::from(std::net::Ipv4Addr::from(0xc000_0200 + number)));
         for number in 0..10 {
@@ -216,7 +221,7 @@ mod tests {
 
     #[tokio::test]
     async fn passwords_that_wait_to_be_checked_are_bounded() {
-        let users = [BasicUser { name: "ann".to_owned(), hash: bcrypt::hash("right", 10).unwrap() }];
+        let users = [BasicUser { name: "ann".to_owned(), hash: bcrypt::hash("right", 10).unwrap().into() }];
         let credentials = Credentials::default();
         let basic = |text: String| format!("Basic {}", STANDARD.encode(text)).into_bytes();
         let values: Vec<_> = (0..MOST_WAITING + 20).map(|n| basic(format!("ann:wrong{n}"))).collect();

@@ -31,6 +31,7 @@ pub(super) fn request(request: &mut RequestHeader, route: &HttpRoute) -> Result<
         request.remove_header("authorization");
     }
     for (name, value) in &route.request_headers {
+        let value = value.expose();
         if value.is_empty() {
             request.remove_header(name.as_str());
         } else {

@@ -7,6 +7,7 @@ use super::own_conflicts::own_conflicts;
 use super::route::{HttpRedirect, HttpRoute, HttpScheme};
 use super::values::{add_header, flag, is_token, users};
 use super::{caddy, more_labels, nginx_proxy, size, traefik};
+use crate::model::secret::shown_label;
 use crate::model::source_prefixes::{PREFIXES, prefixes};
 use std::collections::BTreeMap;
 
@@ -136,7 +137,7 @@ impl HttpLabels {
 }
 
 fn wrong(key: &str, value: &str, valid: &str) -> String {
-    format!("label {HTTP}.{key}={value}: must be {valid}")
+    format!("label {HTTP}.{key}={}: must be {valid}", shown_label(key, value))
 }
 
 /// Parses `host[,host2][/prefix]`.
@@ -296,7 +297,7 @@ mod tests {
             body: Some(10 << 20),
             timeout_ms: Some(30_000),
             weight: Some(10),
-            request_headers: [("x-from".to_owned(), "skep".to_owned())].into(),
+            request_headers: [("x-from".to_owned(), "skep".into())].into(),
             response_headers: [("server".to_owned(), String::new())].into(),
             ..HttpRoute::default()
         };
@@ -334,6 +335,10 @@ mod tests {
             let label = format!("skep.http.{key}");
             let why = read(&[(HTTP, "a.b/c"), (&label, value)]).unwrap_err();
             assert!(why.contains(&label), "{why}");
+        }
+        for (key, value) in [("auth", "ann:planted"), ("headers.request.X-Key", "planted\n")] {
+            let why = read(&[(HTTP, "a.b"), (&format!("skep.http.{key}"), value)]).unwrap_err();
+            assert!(why.contains(key) && !why.contains("planted"), "{why}");
         }
         assert!(read(&[("skep.http.port", "80")]).unwrap_err().contains("skep.http=shop.example.com"));
         assert!(read(&[(HTTP, "a.b"), ("skep.http.strip", "true")]).unwrap_err().contains("no prefix"));
@@ -383,10 +388,13 @@ mod tests {
         let hash = "$2y$05$c4WoMPo3SXsafkva.HHa6uXQZWr7oboPiC2bT/r7q1BB8I2s0BRqC";
         let doubled = hash.replace('$', "$$");
         let users = route(&[("skep.http.auth", &format!("ann:{hash},bob:{doubled}"))]).auth;
-        assert_eq!(users.iter().map(|u| (u.name.as_str(), u.hash.as_str())).collect::<Vec<_>>(), [("ann", hash), ("bob", hash)]);
+        assert_eq!(
+            users.iter().map(|u| (u.name.as_str(), u.hash.expose().as_str())).collect::<Vec<_>>(),
+            [("ann", hash), ("bob", hash)]
+        );
         let older = "$apr1$salt$Xxd1irWT9ycqoYxGFn4cb.";
         let users = route(&[("skep.http.auth", &format!("ann:{}", older.replace('$', "$$")))]).auth;
-        assert_eq!(users[0].hash, older);
+        assert_eq!(users[0].hash.expose(), older);
         for wrong in
             ["$apr1$salt$short", "$apr1$$Xxd1irWT9ycqoYxGFn4cb.", "$1$salt$Xxd1irWT9ycqoYxGFn4cb.", "{SHA}x", "$apr1$salt"]
         {

@@ -208,7 +208,7 @@ mod tests {
         ] {
             assert_eq!(read(&mut route, key, value), Ok(()), "{key}");
         }
-        route.auth = vec![BasicUser { name: "ann".to_owned(), hash: String::new() }];
+        route.auth = vec![BasicUser { name: "ann".to_owned(), hash: String::new().into() }];
         let expected = HttpRoute {
             requests: 200,
             client_requests: 20,
@@ -227,7 +227,7 @@ mod tests {
             maintenance: Some("back at 5".to_owned()),
             dashboard: true,
             redirect: Some(HttpRedirect::Https),
-            auth: vec![BasicUser { name: "ann".to_owned(), hash: String::new() }],
+            auth: vec![BasicUser { name: "ann".to_owned(), hash: String::new().into() }],
             ..HttpRoute::default()
         };
         assert_eq!((&route, contradiction(&route)), (&expected, None));

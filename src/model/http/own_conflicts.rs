@@ -50,7 +50,7 @@ mod tests {
             entry,
             ..HttpRoute::default()
         };
-        let auth = vec![BasicUser { name: "ann".to_owned(), hash: "h".to_owned() }];
+        let auth = vec![BasicUser { name: "ann".to_owned(), hash: "h".into() }];
         let open = route(HttpEntry::Both, "/");
         let closed = HttpRoute { auth, ..route(HttpEntry::Tls, "/") };
         let other_port = HttpRoute { port: 81, ..open.clone() };

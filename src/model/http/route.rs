@@ -1,5 +1,6 @@
 //! A route: which requests it is for, and what happens to them.
 
+use crate::model::secret::{self, Secret};
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -47,9 +48,10 @@ pub struct HttpRoute {
     /// Longest time that a task may be silent while it is asked, in milliseconds.
     #[serde(skip_serializing_if = "is_default")]
     pub timeout_ms: Option<u64>,
-    /// Headers of requests that are set, or removed if the value is empty, by names in lower case.
-    #[serde(skip_serializing_if = "is_default")]
-    pub request_headers: BTreeMap<String, String>,
+    /// Headers of requests that are set, or removed if the value is empty, by names in lower case. Values may be secret: what the
+    /// containers know the proxy by.
+    #[serde(skip_serializing_if = "is_default", serialize_with = "secret::expose_map")]
+    pub request_headers: BTreeMap<String, Secret<String>>,
     /// As `request_headers`, of answers.
     #[serde(skip_serializing_if = "is_default")]
     pub response_headers: BTreeMap<String, String>,
@@ -248,5 +250,6 @@ pub enum HttpRedirect {
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct BasicUser {
     pub name: String,
-    pub hash: String,
+    #[serde(serialize_with = "secret::expose")]
+    pub hash: Secret<String>,
 }

@@ -5,6 +5,7 @@ use super::host_and_path::path_prefix;
 use super::route::{HttpEntry, HttpRate, HttpRedirect, HttpRoute};
 use super::traefik_objects::{Options, TraefikObjects};
 use super::values::{add_header, go_flag, users};
+use crate::model::secret::shown_label;
 use crate::model::source_prefixes::{PREFIXES, prefixes};
 use std::collections::BTreeMap;
 
@@ -38,7 +39,7 @@ pub(super) fn apply(
     };
     let (mut sts, mut limited) = (None, false);
     for (option, value) in options {
-        let wrong = |why: &str| format!("{option}={value}: {why}");
+        let wrong = |why: &str| format!("{option}={}: {why}", shown_label(option, value));
         let (kind, rest) = option.split_once('.').unwrap_or((option, ""));
         match (kind, rest) {
             ("chain", "middlewares") => {

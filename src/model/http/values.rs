@@ -33,7 +33,7 @@ pub(super) fn is_token(text: &str) -> bool {
 ///
 /// # Errors
 /// What is wrong, for users.
-pub(super) fn add_header(list: &mut BTreeMap<String, String>, name: &str, value: &str) -> Result<(), String> {
+pub(super) fn add_header<V: From<String>>(list: &mut BTreeMap<String, V>, name: &str, value: &str) -> Result<(), String> {
     let name = name.to_ascii_lowercase();
     if !is_token(&name) || OWN_HEADERS.contains(&name.as_str()) {
         return Err(format!("a header that can be set, which {name:?} is not"));
@@ -44,7 +44,7 @@ pub(super) fn add_header(list: &mut BTreeMap<String, String>, name: &str, value:
     if !value.bytes().all(|byte| byte == b'\t' || (b' '..=b'~').contains(&byte)) {
         return Err("printable ASCII; empty to remove the header".to_owned());
     }
-    list.insert(name, value.to_owned());
+    list.insert(name, value.to_owned().into());
     Ok(())
 }
 
@@ -56,7 +56,7 @@ pub(super) fn users(text: &str) -> Result<Vec<BasicUser>, String> {
         let (name, hash) = one.trim().split_once(':')?;
         // Compose files double each $.
         let hash = hash.replace("$$", "$");
-        (!name.is_empty() && (is_bcrypt(&hash) || is_apr1(&hash))).then(|| BasicUser { name: name.to_owned(), hash })
+        (!name.is_empty() && (is_bcrypt(&hash) || is_apr1(&hash))).then(|| BasicUser { name: name.to_owned(), hash: hash.into() })
     };
     text.split(',').map(user).collect::<Option<Vec<_>>>().ok_or_else(|| valid.to_owned())
 }

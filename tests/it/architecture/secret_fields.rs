@@ -3,9 +3,14 @@
 use super::source::{code, files, root};
 use std::fs;
 
-const NAMES: &[&str] = &["token", "secret", "private", "ca_key", "password", "unlock", "auth", "credential"];
+const NAMES: &[&str] =
+    &["token", "secret", "private", "ca_key", "password", "unlock", "auth", "credential", "hash", "request_headers", "options"];
 /// Types that hold their text openly.
-const OPEN: &[&str] = &["String", "str", "Vec<u8>", "[u8", "Bytes"];
+const OPEN: &[&str] = &["String", "str", "Vec<u8>", "[u8", "Bytes", "BTreeMap<String, String>", "HashMap<String, String>"];
+/// Fields that may be open: options of networks and of templating, of which the API takes a few known ones that are no secrets, and
+/// what the API answers.
+const PLAIN: &[&str] =
+    &["model/network.rs: options", "model/view.rs: options", "model/payload.rs: options", "api/wire.rs: options"];
 
 #[test]
 fn fields_that_are_named_as_secrets_are_secrets() {
@@ -13,8 +18,11 @@ fn fields_that_are_named_as_secrets_are_secrets() {
     let mut wrong = Vec::new();
     for file in files(&src, &["rs"]) {
         for (number, line) in code(&fs::read_to_string(&file).unwrap()).lines().enumerate() {
-            if is_open_secret(line) {
-                wrong.push(format!("{}:{}: {}", file.strip_prefix(root()).unwrap().display(), number + 1, line.trim()));
+            let name = file.strip_prefix(&src).unwrap().display();
+            let may_be_open =
+                PLAIN.iter().any(|plain| format!("{name}: {}", line.trim().trim_start_matches("pub ")).starts_with(plain));
+            if is_open_secret(line) && !may_be_open {
+                wrong.push(format!("{name}:{}: {}", number + 1, line.trim()));
             }
         }
     }
@@ -33,13 +41,25 @@ fn is_open_secret(line: &str) -> bool {
 
 #[test]
 fn the_check_sees_fields() {
-    for line in ["    pub token: String,", "ca_key: Option<String>,", "    pub(super) join_token: &'a str,", "private: [u8; 32],"]
-    {
+    for line in [
+        "    pub token: String,",
+        "ca_key: Option<String>,",
+        "    pub(super) join_token: &'a str,",
+        "private: [u8; 32],",
+        "pub hash: String,",
+        "pub options: BTreeMap<String, String>,",
+    ] {
         assert!(is_open_secret(line), "{line}");
     }
-    for line in
-        ["token: Secret<String>,", "tokens: String,", "token: text(&posted),", "let token: String = x;", "pull_auth: None,"]
-    {
+    for line in [
+        "token: Secret<String>,",
+        "tokens: String,",
+        "token: text(&posted),",
+        "let token: String = x;",
+        "pull_auth: None,",
+        "pub options: BTreeMap<String, Secret<String>>,",
+        "pub options: Vec<String>,",
+    ] {
         assert!(!is_open_secret(line), "{line}");
     }
 }

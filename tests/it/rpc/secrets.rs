@@ -2,10 +2,15 @@
 
 use super::fixture::{Setup, Trust, join, options, side};
 use super::session::node;
+use serde_json::{Value, json};
 use skep::api::control::SwarmJoinRequest;
+
+use skep::model::http::HttpRoute;
 use skep::model::node::NodeDescription;
 use skep::model::secret::hiding;
-use skep::model::{Availability, Cluster, ClusterSpec, Meta, PullAuth, Role, Secret, fixture as values, mesh::MeshPrefix};
+use skep::model::{
+    Availability, Cluster, ClusterSpec, Meta, PullAuth, Role, Secret, ServiceSpec, fixture as values, mesh::MeshPrefix,
+};
 use skep::protocol::{FORMATS, FromJoiner, JoinRequest};
 use skep::rpc::{JoinParts, ListenerKind};
 use skep::store::Action;
@@ -31,7 +36,14 @@ async fn debug_and_dumps_show_no_secret() {
     let token: Secret<String> = worker.into();
     let mut task = values::task_with_resolvers("t1", "web", "n1", &[]);
     task.pull_auth = Some(PullAuth::new("eyJ1c2VybmFtZSI6ImNpIn0-planted".to_owned()));
-    Arc::make_mut(&mut task.spec).container_spec.env = vec!["DB_PASSWORD=variable-of-a-task".to_owned()];
+    let spec = Arc::make_mut(&mut task.spec);
+    spec.container_spec = serde_json::from_value(container_with_credentials()).unwrap();
+    spec.log_driver = serde_json::from_value(json!({"Name": "splunk", "Options": {"splunk-token": "planted"}})).unwrap();
+    Arc::make_mut(&mut task.service_labels).extend(labels_with_users());
+    let route: HttpRoute = serde_json::from_value(json!({
+        "request_headers": {"x-key": "planted"}, "auth": [{"name": "ann", "hash": "$2y$05$planted"}]
+    }))
+    .unwrap();
     let cluster = Cluster {
         id: trust.cluster.clone(),
         meta: Meta::default(),
@@ -78,7 +90,9 @@ async fn debug_and_dumps_show_no_secret() {
     };
     let parsed: JoinToken = worker.parse().unwrap();
     let (stored, action) = (serde_json::to_string(&cluster).unwrap(), Action::create(cluster.clone()));
-    let all: [&dyn Debug; 12] = [
+    let service =
+        ServiceSpec { labels: labels_with_users().into(), task_template: (*task.spec).clone(), ..ServiceSpec::default() };
+    let all: [&dyn Debug; 17] = [
         &cluster,
         &action,
         &trust.tokens,
@@ -91,12 +105,22 @@ async fn debug_and_dumps_show_no_secret() {
         &parts,
         &parsed,
         &task,
+        &service,
+        &task.pull_auth,
+        &task.spec.log_driver,
+        &task.spec.container_spec.mounts,
+        &route,
     ];
     let mut shown: Vec<String> = all.iter().map(|one| format!("{one:?} {one:#?}")).collect();
     assert!(stored.contains(&needle(trust.ca.key())) && stored.contains(worker), "they are stored");
     let dumped = hiding(|| serde_json::to_string(&task).unwrap());
     assert!(dumped.contains("DB_PASSWORD=[secret]") && !dumped.contains("variable-of-a-task"), "{dumped}");
-    shown.push(hiding(|| serde_json::to_string(&(&cluster, &request, &task)).unwrap()));
+    for named in ["splunk-token", "DriverConfig", "\"o\":", "skep.http.auth", "basicauth.users"] {
+        assert!(dumped.contains(named), "{named} is no secret: {dumped}");
+    }
+    shown.push(hiding(|| serde_json::to_string(&(&cluster, &request, &task, &route)).unwrap()));
+    let stored = serde_json::to_string(&(&task, &route)).unwrap();
+    assert_eq!(stored.matches("planted").count(), 8, "each is stored: {stored}");
     let secrets = [
         needle(worker),
         needle(manager),
@@ -104,6 +128,7 @@ async fn debug_and_dumps_show_no_secret() {
         needle(identity.key()),
         needle(&node_key.to_pem()),
         "planted".to_owned(),
+        "variable-of-a-task".to_owned(),
         "167, 167".to_owned(),
     ];
     for text in shown {
@@ -111,6 +136,21 @@ async fn debug_and_dumps_show_no_secret() {
             assert!(!text.contains(secret), "{secret} in {text}");
         }
     }
+}
+
+/// Labels that name users with their password hashes: skep's own, and those of other proxies.
+fn labels_with_users() -> [(String, String); 2] {
+    ["skep.http.auth", "traefik.http.middlewares.m.basicauth.users"].map(|key| (key.to_owned(), "ann:$2y$05$planted".to_owned()))
+}
+
+/// The spec of a container with credentials wherever users put them.
+fn container_with_credentials() -> Value {
+    json!({
+        "Env": ["DB_PASSWORD=variable-of-a-task"],
+        "Labels": {"caddy.basic_auth.ann": "$2y$05$planted"},
+        "Mounts": [{"Type": "volume", "Target": "/v", "VolumeOptions":
+            {"DriverConfig": {"Name": "local", "Options": {"type": "cifs", "o": "username=ann,password=planted"}}}}],
+    })
 }
 
 #[derive(Clone, Default)]

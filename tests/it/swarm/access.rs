@@ -325,6 +325,21 @@ async fn a_lost_node_delays_nothing_and_its_container_is_made_again_elsewhere() 
     swarm.stop().await;
 }
 
+/// A group of this machine other than root's: name and number.
+fn other_group() -> (String, u32) {
+    let groups = std::fs::read_to_string("/etc/group").expect("the groups");
+    let mut all = groups.lines().map(|line| line.split(':').collect::<Vec<_>>());
+    let group = all.find_map(|fields| Some((fields.first()?.to_string(), fields.get(2)?.parse().ok().filter(|id| *id != 0)?)));
+    group.expect("a group")
+}
+
+/// Group and permissions of the API's sockets that there are.
+fn sockets(host: &Host) -> Vec<(u32, u32)> {
+    use std::os::unix::fs::MetadataExt as _;
+    let both = ["docker.sock", "cluster.sock"].map(|name| std::fs::metadata(host.run_dir().join(name)));
+    both.into_iter().flatten().map(|socket| (socket.gid(), socket.mode() & 0o777)).collect()
+}
+
 #[tokio::test]
 async fn both_apis_are_served_over_tcp_with_mutual_tls_only_and_a_node_may_refuse_the_access_point() {
     let mut swarm = swarm("access-tls", 2, "").await;
@@ -339,8 +354,10 @@ async fn both_apis_are_served_over_tcp_with_mutual_tls_only_and_a_node_may_refus
         file("server.pem"),
         file("server-key.pem")
     );
+    let (group, id) = other_group();
+    assert!(sockets(&swarm.hosts[0]).iter().all(|(owner, _)| *owner != id), "the group is not theirs by itself");
     let settings = [
-        format!("{tls}[access_point]\nenabled = true\nlisten = \"tcp://0.0.0.0:3376\"\n"),
+        format!("socket_group = {group:?}\n{tls}[access_point]\nenabled = true\nlisten = \"tcp://0.0.0.0:3376\"\n"),
         "[access_point]\nrelay = false\n".to_owned(),
     ];
     for (host, settings) in swarm.hosts.iter_mut().zip(settings) {
@@ -350,6 +367,7 @@ async fn both_apis_are_served_over_tcp_with_mutual_tls_only_and_a_node_may_refus
     }
     swarm.ready(2).await;
     let m = &swarm.hosts[0];
+    assert_eq!(sockets(m), [(id, 0o660); 2], "members of {group} may connect, and no others");
     let with = async |files: &Path, port: u16, words: &[&str]| {
         let mut command = m.command("docker");
         let file = |name: &str| files.join(name).display().to_string();

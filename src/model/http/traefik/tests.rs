@@ -177,7 +177,7 @@ fn middlewares_become_fields_of_the_route() {
     let route = &read.routes[0];
     let headers: Vec<String> = route.response_headers.iter().map(|(name, value)| format!("{name}={value}")).collect();
     assert_eq!(headers, ["server=", "strict-transport-security=max-age=60; includeSubDomains", "x-frame-options=DENY"]);
-    assert_eq!((route.request_headers["x-from"].as_str(), route.body, route.sticky.as_str()), ("t", Some(1000), "stay"));
+    assert_eq!((route.request_headers["x-from"].expose().as_str(), route.body, route.sticky.as_str()), ("t", Some(1000), "stay"));
     assert_eq!(route.allow.len(), 1);
 }
 
