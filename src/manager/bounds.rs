@@ -1,4 +1,5 @@
-//! Bounds on what a node may make the store keep: its reports are cut, and say so. Pure.
+//! Bounds on what a node and a client may make the store keep: a node's reports are cut, and say so; what a client posts is refused.
+//! Pure.
 
 use super::transaction_limits::{OBJECT, encoded_size};
 use crate::model::id::ID_LEN;
@@ -7,6 +8,7 @@ use crate::model::node::NodeDescription;
 use crate::model::service::ServiceMode;
 use crate::model::{ContainerAttachment, Demand, ListeningPort, NodeId, ServiceId, ServiceSpec, TaskStatus, autoscale};
 use crate::store::{NODE_ADDRESSES, Store};
+use serde::Serialize;
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 
@@ -70,6 +72,23 @@ pub fn demand(store: &Store, mut demand: Demand) -> Demand {
         service.waiting = service.waiting.min(WAITING);
     }
     demand
+}
+
+/// Largest spec of a network, a node, the swarm, a secret, a config or the like, in bytes as it is stored. Those of networks and of the
+/// swarm are in the view of many nodes.
+pub const SPEC: usize = 256 << 10;
+
+/// Checks that what a client posts is not larger than [`SPEC`]. What is `stored` already may stay as large as it is: a node that has
+/// larger labels of an earlier build can still be drained.
+///
+/// # Errors
+/// How large it is and may be, for users.
+pub fn spec<T: Serialize>(what: &str, posted: &T, stored: Option<&T>) -> Result<(), String> {
+    let size = encoded_size(posted);
+    if size <= SPEC || stored.is_some_and(|stored| size <= encoded_size(stored)) {
+        return Ok(());
+    }
+    Err(format!("{what} of {size} bytes, as it is stored, is too large: {SPEC} are the most"))
 }
 
 /// Room in a service's object for all but its specs and its ports: credentials, addresses, the state of an update, in bytes.

@@ -1,10 +1,8 @@
 //! The engine as a part of the node: describes the host again and again, and says when the engine has been away for too
 //! long. A node whose engine does not answer is connected, forwards traffic and answers names, but cannot run tasks.
 
-use super::environment::Environment;
 use crate::model::node::NodeDescription;
 use crate::sync::replace_if_changed;
-use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -85,15 +83,16 @@ pub(super) struct EngineReports {
 }
 
 /// Looks at the engine until `stop`: at intervals, and when the agent finds that it answers no longer, or again.
-pub(super) async fn run(
-    env: Arc<Environment>,
+/// `report` describes the host, or finds that its engine does not answer.
+pub(super) async fn run<F: Future<Output = Option<NodeDescription>> + Send>(
+    report: impl Fn() -> F + Send,
     mut watch: EngineWatch,
     mut answers: watch::Receiver<bool>,
     reports: EngineReports,
     stop: CancellationToken,
 ) {
     loop {
-        let Some(described) = stop.run_until_cancelled(env.report()).await else { return };
+        let Some(described) = stop.run_until_cancelled(report()).await else { return };
         let now = Instant::now();
         watch.observe(described, now);
         replace_if_changed(&reports.description, watch.description(now));
@@ -137,6 +136,38 @@ mod tests {
         // It counts from there.
         watch.observe(None, now);
         assert_eq!(watch.description(now + Duration::from_secs(9)), host("28.5.1"));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_engine_is_asked_again_at_intervals_and_what_has_changed_is_published() {
+        let engine = watch::Sender::new(Some(host("28.5.0")));
+        let (description, mut published) = watch::channel(host(""));
+        let (trouble, known) = (watch::Sender::default(), watch::Sender::default());
+        let (answers, answer) = watch::channel(true);
+        let (stop, asked) = (CancellationToken::new(), engine.subscribe());
+        let report = move || std::future::ready(asked.borrow().clone());
+        let reports = EngineReports { description, trouble, known: known.clone() };
+        let watch = EngineWatch::new(host(""), Duration::from_secs(2));
+        let running = tokio::spawn(run(report, watch, answer, reports, stop.clone()));
+        // A pause of the test lets the clock run to it, and no further.
+        let within = async |published: &mut watch::Receiver<NodeDescription>, seconds| {
+            let changed = tokio::time::timeout(Duration::from_secs(seconds), published.changed()).await;
+            changed.is_ok_and(|open| open.is_ok()).then(|| published.borrow_and_update().engine_version.clone())
+        };
+        assert_eq!(within(&mut published, 1).await.as_deref(), Some("28.5.0"));
+        engine.send_replace(Some(host("28.5.1")));
+        assert_eq!(within(&mut published, 19).await, None, "not all the time");
+        assert_eq!(within(&mut published, 2).await.as_deref(), Some("28.5.1"));
+        assert_eq!(known.borrow().as_ref().map(|known| known.engine_version.clone()).as_deref(), Some("28.5.1"));
+        assert_eq!(within(&mut published, 50).await, None, "what is the same is not published again");
+        // One that is away is asked each second.
+        engine.send_replace(None);
+        answers.send_replace(false);
+        assert_eq!(within(&mut published, 12).await.as_deref(), Some(""));
+        engine.send_replace(Some(host("28.5.2")));
+        assert_eq!(within(&mut published, 2).await.as_deref(), Some("28.5.2"));
+        stop.cancel();
+        running.await.unwrap();
     }
 
     #[test]

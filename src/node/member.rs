@@ -287,7 +287,12 @@ async fn start_engine_watch(
     let (looked_at, stop) = (env.clone(), context.stop());
     context.supervisor.keep("engine", move || {
         let watch = EngineWatch::new(known_first.clone(), down_after);
-        engine_watch::run(looked_at.clone(), watch, answers.clone(), reports.clone(), stop.clone())
+        let looked_at = looked_at.clone();
+        let report = move || {
+            let env = looked_at.clone();
+            async move { env.report().await }
+        };
+        engine_watch::run(report, watch, answers.clone(), reports.clone(), stop.clone())
     });
     let (current, view, stop) = (current.clone(), context.view.clone(), context.stop());
     let blockers = env.blockers.clone();

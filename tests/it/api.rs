@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, clippy::duration_suboptimal_units, reason = "a test may panic")]
 
 mod behind;
+mod bounds;
 mod clients;
 mod commands;
 mod course;

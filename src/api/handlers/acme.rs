@@ -6,6 +6,7 @@ use super::request::ApiRequest;
 use crate::acme::{external_account_payload, names};
 use crate::api::error::{ApiError, Result};
 use crate::http::HttpsClient;
+use crate::manager::bounds;
 use crate::model::acme::{AcmeChallengeKind, AcmeFailure, AcmeSettings, ExternalAccount};
 use crate::model::{AcmeAccount, AcmeCertificate, Timestamp};
 use crate::store::{Action, Store, Transaction};
@@ -67,6 +68,8 @@ pub async fn change(request: &ApiRequest) -> Result<Response> {
         settings.external_account = Some(ExternalAccount { key_id: posted.key_id.clone(), key: sealed });
     }
     apply(&mut settings, &change).map_err(ApiError::bad)?;
+    let stored = before.map(|account| texts(&account.settings));
+    bounds::spec("a set of settings", &texts(&settings), stored.as_ref()).map_err(ApiError::invalid_argument)?;
     let mut actions: Vec<Action> = first.into_iter().collect();
     // What has failed with other settings is tried with these.
     let retries = change.retry || before.is_some_and(|account| account.settings != settings);
@@ -105,6 +108,18 @@ fn retried(record: &AcmeCertificate, now: Timestamp) -> Action {
 /// Whether the account is none of these settings: another authority, user or address.
 fn is_another_account(before: &AcmeSettings, after: &AcmeSettings) -> bool {
     before.directory != after.directory || before.email != after.email || before.external_account != after.external_account
+}
+
+/// What of the settings may be long.
+fn texts(settings: &AcmeSettings) -> [String; 5] {
+    let AcmeSettings { directory, root_certificate, email, profile, external_account, .. } = settings.clone();
+    [
+        directory,
+        root_certificate,
+        email,
+        profile,
+        external_account.map_or_else(String::new, |account| account.key_id + &account.key.0),
+    ]
 }
 
 /// Changes the settings.

@@ -11,6 +11,7 @@ use crate::api::error::{ApiError, GrpcCode, Result};
 use crate::api::query::Filters;
 use crate::api::schema::NETWORK;
 use crate::api::{lookup, validate};
+use crate::manager::bounds;
 use crate::model::docker::DRIVER;
 use crate::model::{Network, NetworkId, PredefinedNetwork};
 use crate::store::{Action, Condition, Kind, ProposeError, Store, StoreError, StoreHandle, Transaction};
@@ -204,6 +205,7 @@ pub async fn create(request: &ApiRequest) -> Result<Response> {
     }
     let store = handle.read();
     let spec = validate::network_spec(&posted)?;
+    bounds::spec("a spec of a network", &spec, None).map_err(ApiError::invalid_argument)?;
     // An engine that does not answer has no say: its networks are of this node only.
     let local = local_names(request).await.unwrap_or_default();
     if lookup::networks(&store).any(|n| n.spec.name == spec.name) || local.iter().any(|(_, name)| *name == spec.name) {

@@ -8,6 +8,7 @@ use crate::api::lookup;
 use crate::api::query::{Filters, quote};
 use crate::api::schema::NODE_SPEC;
 use crate::api::validate;
+use crate::manager::bounds;
 use crate::model::cluster::ONE_MANAGER;
 use crate::model::{Node, NodeId, NodeSpec, NodeState, Role, Timestamp};
 use crate::store::{Action, Condition, FieldUpdate, Kind, ProposeError, Store, StoreError, StoreHandle, Transaction};
@@ -99,6 +100,9 @@ pub async fn update(request: &ApiRequest, reference: &str) -> Result<Response> {
         role,
         availability,
     };
+    // Of what may be long alone: a role and an availability have one length or another.
+    let stored = (&node.spec.name, &node.spec.labels);
+    bounds::spec("a set of labels of a node", &(&spec.name, &spec.labels), Some(&stored)).map_err(ApiError::invalid_argument)?;
     let id = node.id.clone();
     let mut attempts = 0;
     loop {

@@ -6,6 +6,7 @@ use crate::api::error::{ApiError, GrpcCode, Result};
 use crate::api::query::Filters;
 use crate::api::schema::{CONFIG_SPEC, SECRET_SPEC, Struct};
 use crate::api::{convert, lookup, validate, wire};
+use crate::manager::bounds;
 use crate::model::payload::{PayloadSpec, SealedData};
 use crate::model::{ClusterConfig, ClusterSecret, ConfigId, Meta, PayloadId, Secret, SecretId, Service};
 use crate::store::{Action, Condition, Kind, Object, ProposeError, Store, StoreError, StoreObject, Transaction};
@@ -155,6 +156,7 @@ pub async fn create<T: StoredPayload>(request: &ApiRequest) -> Result<Response> 
     if !driver.is_empty() {
         return Err(ApiError::rpc(GrpcCode::Unknown, format!("plugin {driver:?} not found")));
     }
+    bounds::spec(&format!("a spec of a {}", T::WORD), &spec, None).map_err(ApiError::invalid_argument)?;
     validate::payload_size(T::WORD, content.expose(), T::LIMIT)?;
     let (vault, mut object) = (vault(request)?, T::new(spec));
     for attempt in 1.. {
@@ -241,6 +243,8 @@ pub async fn update<T: StoredPayload>(request: &ApiRequest, reference: &str) -> 
     if stored.meta().version != version {
         return Err(ApiError::out_of_sequence());
     }
+    bounds::spec(&format!("a set of labels of a {}", T::WORD), &spec.labels, Some(&stored.spec().labels))
+        .map_err(ApiError::invalid_argument)?;
     let mut object = stored.clone();
     object.spec_mut().labels = spec.labels;
     handle.write(request.api.clock.now(), vec![Action::Update(object.into())]).await?;

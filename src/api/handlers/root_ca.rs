@@ -1,6 +1,7 @@
 //! The root CA as `docker swarm ca --rotate` posts it.
 
 use crate::api::error::{ApiError, Result};
+use crate::manager::bounds;
 use crate::model::{Cluster, ClusterSpec, RetiredRoot, RootRotation, Timestamp};
 use crate::store::{Action, FieldUpdate};
 use crate::trust::{RootCa, TrustError, check_new_root, cross_sign};
@@ -46,6 +47,8 @@ pub fn refuse_external(spec: &Value) -> Result<()> {
 /// # Errors
 /// 400 for a root that cannot be used, 500 if none can be made.
 pub fn rotation(cluster: &Cluster, posted: &Value, spec: &mut ClusterSpec, now: Timestamp) -> Result<Option<Action>> {
+    // The text around them is kept as well.
+    bounds::spec("a root CA", &posted_root(posted), None).map_err(ApiError::invalid_argument)?;
     let stored = cluster.spec.ca_config.force_rotate;
     let forced = &mut spec.ca_config.force_rotate;
     if *forced == 0 {

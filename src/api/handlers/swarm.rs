@@ -8,6 +8,7 @@ use crate::api::convert;
 use crate::api::error::{ApiError, GrpcCode, Result};
 use crate::api::schema::{self, CLUSTER_SPEC, INIT, JOIN, Struct, UNLOCK};
 use crate::api::validate;
+use crate::manager::bounds;
 use crate::model::{Cluster, NodeState, Role};
 use crate::store::{Action, FieldUpdate, Store};
 use crate::trust::UnlockKey;
@@ -44,8 +45,11 @@ pub async fn init(request: &ApiRequest) -> Result<Response> {
     if listen_addr.is_empty() {
         return Err(ApiError::bad("invalid ListenAddr \"\": invalid empty address"));
     }
+    // Before they are compared with each other.
+    bounds::spec("a list of address pools", &posted["DefaultAddrPool"], None).map_err(ApiError::invalid_argument)?;
     let (address_pools, subnet_size) = validate::address_pools(&posted)?;
     let mut spec = validate::checked(validate::merge_over_defaults(&posted["Spec"])?)?;
+    bounds::spec("a spec of the swarm", &spec, None).map_err(ApiError::invalid_argument)?;
     root_ca::refuse_at_init(&posted["Spec"])?;
     // The CLI posts both.
     spec.encryption_config.auto_lock_managers |= posted["AutoLockManagers"] == json!(true);
@@ -188,6 +192,7 @@ pub async fn update(request: &ApiRequest) -> Result<Response> {
         return Err(ApiError::bad("swarm spec must be named \"default\""));
     }
     let mut spec = validate::checked(validate::replacing(&posted, &cluster.spec)?)?;
+    bounds::spec("a set of labels of the swarm", &spec.labels, Some(&cluster.spec.labels)).map_err(ApiError::invalid_argument)?;
     let locks = spec.encryption_config.auto_lock_managers;
     // What the swarm has already is no change: clients post all of it back. Old news comes before what skep cannot do.
     let stored = serde_json::to_value(&cluster.spec).unwrap_or_default();

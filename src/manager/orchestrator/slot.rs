@@ -205,8 +205,12 @@ impl<'a> ServiceSlots<'a> {
 
     /// The task has the present template, and its node satisfies that.
     pub(super) fn is_current(&self, task: &Task) -> bool {
-        let is_allowed = || self.node_of(task).is_none_or(|node| self.constraints.are_met_by(node));
-        task.spec_version == self.service.spec_version && is_allowed()
+        task.spec_version == self.service.spec_version && !self.is_excluded(task)
+    }
+
+    /// The task's node does not satisfy the constraints of today.
+    pub(super) fn is_excluded(&self, task: &Task) -> bool {
+        self.node_of(task).is_some_and(|node| !self.constraints.are_met_by(node))
     }
 
     /// The task is where it cannot stay, on a node that can receive the order to stop it: that is drained and the task's turn has come,

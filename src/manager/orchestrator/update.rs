@@ -72,7 +72,7 @@ impl ServiceSlots<'_> {
         if update.state.is_active()
             && let Some(last) = failures.last()
             && self.config.is_exceeded(update.failed, update.dirty)
-            && self.give_up(&mut update, last, out)
+            && self.give_up(&mut update, last, slots, out)
         {
             return None;
         }
@@ -258,7 +258,7 @@ impl ServiceSlots<'_> {
     }
 
     /// Carries out the failure action. True if the service has its previous spec again.
-    fn give_up(&self, update: &mut ServiceUpdate, last: &Failure, out: &mut Writes<impl Rng>) -> bool {
+    fn give_up(&self, update: &mut ServiceUpdate, last: &Failure, slots: &[&Slot], out: &mut Writes<impl Rng>) -> bool {
         let mut cause = format!("due to failure or early termination of task {}", last.task.id);
         if let Some(waited_for) = self.waited_for(last) {
             cause.push_str(": ");
@@ -279,11 +279,24 @@ impl ServiceSlots<'_> {
                     out.update_service(service);
                     return true;
                 }
-                (update.state, update.message) = (paused, format!("update paused {cause}"));
+                (update.state, update.message) = (paused, format!("update paused {cause}{}", self.left_where_excluded(slots)));
             }
-            _ => (update.state, update.message) = (paused, format!("update paused {cause}")),
+            _ => (update.state, update.message) = (paused, format!("update paused {cause}{}", self.left_where_excluded(slots))),
         }
         false
+    }
+
+    /// What a paused update leaves on nodes that its constraints exclude, for its message: nothing takes that from there meanwhile.
+    fn left_where_excluded(&self, slots: &[&Slot]) -> String {
+        let (tasks, name) =
+            (slots.iter().filter(|slot| slot.old.is_some_and(|old| self.is_excluded(old))).count(), &self.service.spec.name);
+        let goes_on =
+            format!("that the new constraints exclude until the update goes on (`docker service update --force {name}`)");
+        match tasks {
+            0 => String::new(),
+            1 => format!("; 1 task stays on a node {goes_on}"),
+            tasks => format!("; {tasks} tasks stay on nodes {goes_on}"),
+        }
     }
 }
 

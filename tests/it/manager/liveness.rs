@@ -11,7 +11,7 @@ use skep::manager::{ManagerSettings, reaper};
 use skep::model::node::ManagerStatus;
 use skep::model::{Availability, NodeState, Revision, TaskId, TaskState, Timestamp};
 use skep::protocol::{FORMAT, ToManager, ToNode};
-use skep::store::{Action, Store};
+use skep::store::{Action, Kind, Store};
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
@@ -207,6 +207,27 @@ fn heartbeats_are_answered_and_no_node_is_silent_while_planning_stands_still() {
     }
     let views = cores.catch_up(now);
     assert_eq!(views.len(), 3, "each node is sent its first view at last: {views:?}");
+}
+
+#[test]
+fn the_session_of_a_node_that_is_removed_ends_and_its_heartbeats_are_answered_no_longer() {
+    let mut fixture = LivenessFixture::new(3);
+    fixture.run(SECOND);
+    let mut store = (**fixture.core.store()).clone();
+    fixture::apply(&mut store, fixture::START, vec![Action::Remove(Kind::Node, node(2).to_string())]);
+    let effects = fixture.core.handle(fixture.now, Event::StoreChanged(Arc::new(store))).effects;
+    let [Effect::Send { session: notified, message: ToNode::Removed(why) }, Effect::Close { session: closed }] = &effects[..]
+    else {
+        panic!("{effects:?}")
+    };
+    assert_eq!((*notified, *closed), (SessionId(2), SessionId(2)));
+    assert!(why.contains("node n2 is not a member"), "{why}");
+    // What was on the way.
+    let heartbeat = |session| Event::Message { session, message: ToManager::Heartbeat { applied: Revision::default() } };
+    let effects = fixture.core.handle(fixture.now, heartbeat(SessionId(2))).effects;
+    assert!(matches!(&effects[..], [Effect::Close { session: SessionId(2) }]), "{effects:?}");
+    let effects = fixture.core.handle(fixture.now, heartbeat(SessionId(1))).effects;
+    assert!(matches!(&effects[..], [Effect::Send { message: ToNode::Alive, .. }]), "the others stay: {effects:?}");
 }
 
 fn six_on_three() -> Simulation {

@@ -73,6 +73,10 @@ fn a_change_of_constraints_that_is_paused_leaves_what_runs() {
     let mut simulation = cluster(2, 6, zone("a"));
     simulation.update("web", placed(zone("b")));
     simulation.until("paused", |s| s.update_state("web") == Some(UpdateState::Paused));
+    let message = simulation.store.service(&"web".into()).unwrap().update.as_ref().unwrap().message.clone();
+    let left =
+        "; 6 tasks stay on nodes that the new constraints exclude until the update goes on (`docker service update --force web`)";
+    assert!(message.starts_with("update paused due to") && message.ends_with(left), "{message}");
     simulation.change_leader();
     simulation.run(5 * SECOND);
     label(&mut simulation, 1, "rack", "7");

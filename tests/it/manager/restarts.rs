@@ -7,13 +7,20 @@ use skep::store::Action;
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-/// Runs for so long and returns how many tasks the service had in all, those of before included.
+/// Most commits for one task that is made and fails: what the planners write of it, and each of its states.
+const COMMITS: usize = 10;
+
+/// Runs for so long and returns how many tasks the service had in all, those of before included. A loop that makes few tasks and
+/// writes about them all the time is hot as well.
 fn tasks_made(simulation: &mut Simulation, name: &str, time: Duration) -> usize {
     let (mut seen, end) = (BTreeSet::<TaskId>::new(), simulation.now.plus(time));
+    let before = simulation.commits;
     while simulation.now < end {
         seen.extend(simulation.tasks(name).iter().map(|t| t.id.clone()));
         simulation.run(Duration::from_millis(20));
     }
+    let commits = usize::try_from(simulation.commits - before).unwrap();
+    assert!(commits <= COMMITS * seen.len(), "{commits} commits for {} tasks\n{}", seen.len(), simulation.dump());
     seen.len()
 }
 
