@@ -336,7 +336,7 @@ mod tests {
             let why = read(&[(HTTP, "a.b/c"), (&label, value)]).unwrap_err();
             assert!(why.contains(&label), "{why}");
         }
-        for (key, value) in [("auth", "ann:planted"), ("headers.request.X-Key", "planted\n")] {
+        for (key, value) in [("auth", "ann:planted"), ("headers.request.X-Key", "planted é")] {
             let why = read(&[(HTTP, "a.b"), (&format!("skep.http.{key}"), value)]).unwrap_err();
             assert!(why.contains(key) && !why.contains("planted"), "{why}");
         }
