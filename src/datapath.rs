@@ -154,7 +154,7 @@ pub trait Tunnel: Send + Sync {
     async fn rekey(&self) -> anyhow::Result<()>;
     /// Starts what carries the packets again each time that it ends, without anybody asking. Never returns.
     async fn keep_running(&self) {
-        std::future::pending().await
+        std::future::pending::<()>().await;
     }
 }
 

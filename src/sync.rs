@@ -49,9 +49,9 @@ pub async fn panic_of(mut loops: Vec<&mut JoinSet<()>>) {
                 }
             }
         }
-        Poll::Pending
+        Poll::<()>::Pending
     })
-    .await
+    .await;
 }
 
 /// Sleeps until `deadline`; for ever without one.

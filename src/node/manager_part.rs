@@ -276,7 +276,7 @@ impl ManagerServices {
             async move {
                 raft.watch_turns().await;
                 // The thread has ended: this part ends with it, see `ManagerPart::ended`.
-                std::future::pending().await
+                std::future::pending::<()>().await;
             }
         });
         let leadership = watch_raft(&store.raft, &supervisor, |status| {

@@ -4,6 +4,7 @@ use super::config::{RaftError, RaftStatus};
 use super::core::MembershipChange;
 use super::request::{RaftRequest, Responder};
 use super::turns::TurnsWatch;
+use std::sync::Arc;
 use std::sync::mpsc::{SyncSender, TrySendError};
 use std::time::Duration;
 use tokio::sync::{oneshot, watch};
@@ -16,7 +17,7 @@ pub struct Raft<O> {
     pub(super) requests: SyncSender<RaftRequest<O>>,
     pub(super) status: watch::Receiver<RaftStatus>,
     pub(super) timeout: Duration,
-    pub(super) watch: TurnsWatch,
+    pub(super) watch: Arc<TurnsWatch>,
 }
 
 impl<O> Clone for Raft<O> {
@@ -104,7 +105,7 @@ impl<O: Send + 'static> Raft<O> {
     /// Publishes what a silence of raft's thread means, until the thread has ended: without this a manager whose disk does not answer
     /// keeps the lead. To be run for as long as raft is.
     pub async fn watch_turns(&self) {
-        self.watch.clone().run().await;
+        self.watch.run().await;
     }
 
     /// Waits until this manager leads and has applied everything before its term; false if raft stops first.

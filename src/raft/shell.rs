@@ -48,7 +48,7 @@ pub async fn start<S: StateMachine>(
     let (status, watched) = watch::channel(RaftStatus { id: config.id, ..RaftStatus::default() });
     let (status, turns, limits) = (Arc::new(status), Arc::new(Turns::default()), SilenceLimits::new(&config));
     let (started, is_started) = oneshot::channel();
-    let watch = TurnsWatch { status: Arc::downgrade(&status), turns: turns.clone(), limits: limits.clone() };
+    let watch = Arc::new(TurnsWatch { status: Arc::downgrade(&status), turns: turns.clone(), limits: limits.clone() });
     let handle = Raft { requests, status: watched, timeout: config.propose_timeout, watch };
     let shell = Shell {
         config,

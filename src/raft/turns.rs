@@ -85,7 +85,6 @@ pub(super) fn without_leader(status: &mut RaftStatus) {
 }
 
 /// What follows the turns of a thread.
-#[derive(Clone)]
 pub(super) struct TurnsWatch {
     /// Not the sender itself: it is dropped when the file is closed.
     pub status: Weak<watch::Sender<RaftStatus>>,
@@ -95,7 +94,7 @@ pub(super) struct TurnsWatch {
 
 impl TurnsWatch {
     /// Publishes what the thread's silence means, until it has ended. Its next turn publishes what is true again.
-    pub async fn run(self) {
+    pub async fn run(&self) {
         loop {
             tokio::time::sleep(self.limits.election / 4).await;
             let Some(status) = self.status.upgrade() else { return };

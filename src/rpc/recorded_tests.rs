@@ -12,6 +12,7 @@ use crate::model::{KeyChallenge, LogPiece, LogRequest, LogStream, TaskLog, WgKey
 use crate::protocol::{FromKeyChanger, KeyAnswer, KeyChangeRequest, ToKeyChanger};
 use bytes::{Bytes, BytesMut};
 use serde_json::{Map, Value, json};
+use std::fmt::Write as _;
 
 const PATH: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/it/formats/connections-1.json");
 
@@ -51,7 +52,10 @@ fn name_of_manager_frame(frame: &ManagerFrame) -> &'static str {
 }
 
 fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    bytes.iter().fold(String::new(), |mut text, byte| {
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
 }
 
 fn unhex(text: &Value) -> Bytes {

@@ -1,8 +1,6 @@
 //! `failure_modes/behaviour.tsv`: what skep does where a control plane is known to fail. One line a behaviour: what is right, the test that
 //! fails without it, or `-` and the reason why there is none.
 
-#![expect(clippy::unwrap_used, reason = "a test may panic")]
-
 use crate::compatibility::exists;
 use std::collections::BTreeSet;
 use std::path::Path;
