@@ -102,13 +102,9 @@ impl Term {
                 tracing::debug!(%error, "planning again");
                 self.round_due = true;
             }
-            Err(ProposeError::Refused(error)) => {
-                tracing::debug!(%error, "another writer was first, planning again");
-                self.planner.refused(&self.store, &error.to_string(), now);
-                self.round_due = true;
-            }
-            Err(error @ ProposeError::TooLarge(_)) => {
-                tracing::debug!(%error, "planning less");
+            // Another writer was first, or the plan is larger than an entry of the log.
+            Err(error @ (ProposeError::Refused(_) | ProposeError::TooLarge(_))) => {
+                tracing::debug!(%error, "planning again");
                 self.planner.refused(&self.store, &error.to_string(), now);
                 self.round_due = true;
             }

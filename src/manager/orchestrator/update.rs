@@ -264,32 +264,29 @@ impl ServiceSlots<'_> {
             cause.push_str(": ");
             cause.push_str(&waited_for);
         }
-        let paused = if update.state.is_rollback() { UpdateState::RollbackPaused } else { UpdateState::Paused };
-        match self.config.failure_action.as_str() {
-            "continue" => {}
-            "rollback" if update.state == UpdateState::Updating => {
-                let mut service = self.service.clone();
-                if service.restore_previous_spec(false) {
-                    let message = format!("update rolled back {cause}");
-                    let started_at = update.started_at;
-                    service.update = Some(ServiceUpdate { started_at, message, ..ServiceUpdate::requested(true) });
-                    if let Some(update) = &mut service.update {
-                        update.dirty = 0;
-                    }
-                    out.update_service(service);
-                    return true;
-                }
-                (update.state, update.message) = (paused, format!("update paused {cause}{}", self.left_where_excluded(slots)));
-            }
-            _ => (update.state, update.message) = (paused, format!("update paused {cause}{}", self.left_where_excluded(slots))),
+        let action = self.config.failure_action.as_str();
+        if action == "continue" {
+            return false;
         }
+        if action == "rollback" && update.state == UpdateState::Updating {
+            let mut service = self.service.clone();
+            if service.restore_previous_spec(false) {
+                let message = format!("update rolled back {cause}");
+                let started_at = update.started_at;
+                service.update = Some(ServiceUpdate { started_at, message, dirty: 0, ..ServiceUpdate::requested(true) });
+                out.update_service(service);
+                return true;
+            }
+        }
+        update.state = if update.state.is_rollback() { UpdateState::RollbackPaused } else { UpdateState::Paused };
+        update.message = format!("update paused {cause}{}", self.left_where_excluded(slots));
         false
     }
 
     /// What a paused update leaves on nodes that its constraints exclude, for its message: nothing takes that from there meanwhile.
     fn left_where_excluded(&self, slots: &[&Slot]) -> String {
-        let (tasks, name) =
-            (slots.iter().filter(|slot| slot.old.is_some_and(|old| self.is_excluded(old))).count(), &self.service.spec.name);
+        let tasks = slots.iter().filter(|slot| slot.old.is_some_and(|old| self.is_excluded(old))).count();
+        let name = &self.service.spec.name;
         let goes_on =
             format!("that the new constraints exclude until the update goes on (`docker service update --force {name}`)");
         match tasks {
